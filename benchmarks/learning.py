@@ -1,0 +1,129 @@
+"""Learning studies: train every (system, seed) of a study in its own single-thread process, evaluate as it learns,
+and append each evaluation to ``results/<study>.csv`` as it comes. A run that is already complete there is skipped,
+so a study can be interrupted, resumed and extended.
+
+    python benchmarks/learning.py halfcheetah --workers 2
+    python benchmarks/learning.py halfcheetah --systems DVPG TD3 --seeds 0 1
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from studies import STUDIES, Study, make_model
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ["system", "seed", "step", "return_mean", "return_std", "return_min", "episode_length", "hours", "versions"]
+
+
+def versions() -> str:
+    packages = ["stable-baselines3", "torch", "gymnasium", "mujoco"]
+    return " ".join(f"{name}={importlib.metadata.version(name)}" for name in packages)
+
+
+def revision() -> str:
+    """The commit that is being measured (``+`` where the working tree differs from it)."""
+    try:
+        folder = Path(__file__).parent
+        call = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return "commit=" + subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "commit=unknown"
+
+
+def run_one(study_name: str, system: str, seed: int) -> None:
+    """Train one system with one seed in this process."""
+    import gymnasium as gym
+    import torch as th
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.monitor import Monitor
+
+    th.set_num_threads(1)
+    study = STUDIES[study_name]
+    eval_env = Monitor(gym.make(study.env))
+    # The evaluation starts are the same for every system and seed of a study.
+    path = RESULTS / f"{study_name}.csv"
+    started, note = time.monotonic(), f"{versions()} {revision()}"
+
+    class Evaluate(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps % study.eval_freq:
+                return True
+            eval_env.reset(seed=10_000)
+            returns, lengths = evaluate_policy(
+                self.model, eval_env, study.eval_episodes, deterministic=True, return_episode_rewards=True
+            )
+            mean = sum(returns) / len(returns)
+            spread = (sum((value - mean) ** 2 for value in returns) / len(returns)) ** 0.5
+            row: list[Any] = [system, seed, self.num_timesteps, round(mean, 2), round(spread, 2), round(min(returns), 2)]
+            row += [sum(lengths) / len(lengths), round((time.monotonic() - started) / 3600, 4), note]
+            append(path, row)
+            print(f"{study_name} {system} seed {seed} step {self.num_timesteps}: {mean:.0f}", flush=True)
+            return True
+
+    model = make_model(study, system, seed)
+    model.learn(study.steps, callback=Evaluate(), log_interval=None)
+
+
+def append(path: Path, row: list[Any]) -> None:
+    """One short write in append mode: several processes may share the file."""
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        path.write_text(",".join(FIELDS) + "\n")
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerow(row)
+
+
+def finished(study_name: str, study: Study) -> set[tuple[str, int]]:
+    """The runs that reached the study's last step; the rows of those that did not are dropped from the file."""
+    path = RESULTS / f"{study_name}.csv"
+    if not path.exists():
+        return set()
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    last_step = study.steps // study.eval_freq * study.eval_freq
+    done = {(row["system"], int(row["seed"])) for row in rows if int(row["step"]) >= last_step}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(row for row in rows if (row["system"], int(row["seed"])) in done)
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--systems", nargs="+", help="default: all of the study")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the study's")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side; one core each")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        system, seed = json.loads(args.run)
+        run_one(args.study, system, seed)
+        return
+    study = STUDIES[args.study]
+    done = finished(args.study, study)
+    seeds = args.seeds if args.seeds is not None else study.seeds
+    runs = [(system, seed) for seed in seeds for system in args.systems or study.systems]
+
+    def train(run: tuple[str, int]) -> int:
+        call = [sys.executable, __file__, args.study, "--run", json.dumps(run)]
+        return subprocess.run(call, check=False).returncode
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        codes = list(pool.map(train, [run for run in runs if run not in done]))
+    if any(codes):
+        sys.exit(f"{sum(map(bool, codes))} of {len(codes)} runs failed")
+
+
+if __name__ == "__main__":
+    main()
