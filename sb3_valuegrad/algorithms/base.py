@@ -268,7 +268,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         with th.no_grad():
             self.world_model.observe(batch.transitions)
         parts = self.world_model.losses(batch.transitions)
-        return {**parts, "model_loss": th.stack(list(parts.values())).sum()}
+        return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
 
     def _model_step(self, loss: th.Tensor) -> th.Tensor:
         self._n_model_updates += 1
@@ -317,7 +317,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _record(self, losses: Losses) -> None:
         """Read the losses, once; stop if any is not finite."""
-        means = th.stack([th.stack(values).mean() for values in losses.values()]).tolist()
+        means = th.stack([values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]).tolist()
         for name, mean in zip(losses, means, strict=True):
             if not math.isfinite(mean):
                 raise ValueError(

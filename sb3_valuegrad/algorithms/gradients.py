@@ -35,7 +35,7 @@ def guarded_step(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: 
     :return: the norm before clipping
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = th.linalg.vector_norm(th.stack(th._foreach_norm([p.grad for p in parameters])))
     bad = ~th.isfinite(norm + loss.detach())
     if max_grad_norm is not None:
         th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)

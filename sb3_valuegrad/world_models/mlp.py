@@ -146,8 +146,9 @@ class MlpWorldModel(WorldModel):
         if self.normalize:
             self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
             self.target_scaler.update(th.cat([self._state_target(data), data.rewards[:, None]], dim=1))
-        self.seen_dones += data.dones.sum()
-        self.seen_rows += len(data.dones)
+        if self.learns_termination:
+            self.seen_dones += data.dones.sum()
+            self.seen_rows += len(data.dones)
 
     def _state_target(self, data: Transitions) -> th.Tensor:
         return data.next_obs - data.obs if self.predict_change else data.next_obs
@@ -190,4 +191,4 @@ class MlpWorldModel(WorldModel):
 
 def _mean(per_row: th.Tensor, weights: th.Tensor | None) -> th.Tensor:
     """Mean over the rows that count."""
-    return per_row.mean() if weights is None else (per_row * weights).sum() / weights.sum().clamp(min=1)
+    return per_row.mean() if weights is None else per_row @ weights
