@@ -30,10 +30,10 @@ def value_expansions(
     :param horizons: the k asked for, each in 0..H; None: all of them, K = H + 1
     :return: J_k for each k of ``horizons``, (K, N)
     """
-    horizons = range(len(alive)) if horizons is None else horizons
     weights = discounts(gamma, len(alive), values) * alive
     collected = th.cat([th.zeros_like(values[:1]), (weights[:-1] * rewards).cumsum(0)])
-    if len(horizons) == len(alive):
+    everything = list(range(len(alive)))
+    chosen = everything if horizons is None else list(horizons)
+    if chosen == everything:
         return collected + weights * values
-    chosen = list(horizons)
     return collected[chosen] + weights[chosen] * values

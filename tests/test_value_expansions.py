@@ -83,6 +83,15 @@ def test_horizons_select_rows() -> None:
         assert th.equal(value_expansions(rewards, alive, values[chosen], 0.9, horizons), full[chosen]), chosen
 
 
+@pytest.mark.parametrize("horizons", [[4, 3, 2, 1, 0], [3, 0], [2, 2], [0, 0, 1, 1, 2]])
+def test_horizons_in_any_order(horizons: list[int]) -> None:
+    """Also where there are as many as the rollout has steps."""
+    generator = th.Generator().manual_seed(3)
+    rewards, alive, values = (th.rand(n, 6, generator=generator, dtype=th.float64) for n in (4, 5, 5))
+    full = value_expansions(rewards, alive, values, 0.9)
+    assert th.equal(value_expansions(rewards, alive, values[horizons], 0.9, horizons), full[horizons])
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_extreme_discounts(gamma: float) -> None:
     ones = th.ones(3, 2, dtype=th.float64)
