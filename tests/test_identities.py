@@ -38,7 +38,7 @@ def same_networks(agent: ValueGradientAlgorithm, other: ValueGradientAlgorithm) 
 
 DDPG_ARGUMENTS = {"target_policy_noise": 0.0, "target_noise_clip": 0.0, "policy_delay": 1}
 TD3_ARGUMENTS = {"target_policy_noise": 0.2, "target_noise_clip": 0.5, "policy_delay": 2}
-OURS = [(DVG, {"horizon": 0}), (DVPG, {"horizon": 0, "lambda_": 0.0}), (DVPG, {"horizon": 3, "lambda_": 0.0})]
+OURS = [(DVG, {"horizon": 0}), (DVPG, {"horizon": 0}), (DVPG, {"horizon": 3, "lambda_": 0.0})]
 
 
 def pair(
@@ -71,7 +71,7 @@ def train_both(theirs: TD3, ours: DeterministicValueGradient, steps: int) -> Non
 
 
 @pytest.mark.parametrize("policy_kwargs", [{}, SHARED, OWN], ids=["flat", "shared", "own"])
-@pytest.mark.parametrize(("ours_class", "extra"), OURS, ids=["DVG(0)", "DVPG(0, 0)", "DVPG(0, 3)"])
+@pytest.mark.parametrize(("ours_class", "extra"), OURS, ids=["DVG(0)", "DVPG(K=0)", "DVPG(lambda=0)"])
 @pytest.mark.parametrize("theirs_class", [DDPG, TD3])
 def test_losses_are_sb3s_to_the_last_bit(
     theirs_class: type[TD3],
@@ -228,6 +228,7 @@ def test_dvpg_is_the_weighted_sum_of_dvg(lambda_: float, horizon: int, policy_kw
         dvg = make(DVG, horizon=k, policy_kwargs=policy_kwargs)
         same_networks(dvg, dvpg)
         total = total + (1 - lambda_) * lambda_**k * actor_gradient(dvg, batch)
+    assert sum(dvpg._expansion_weights().values()) == pytest.approx(1 - lambda_ ** (horizon + 1))  # not renormalised
     th.testing.assert_close(actor_gradient(dvpg, batch), total, rtol=1e-4, atol=1e-6)
 
 
