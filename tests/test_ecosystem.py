@@ -172,7 +172,8 @@ def test_replay_buffer_is_saved_and_stays_packed(as_file: bool, tmp_path: Path) 
     left, right = model.replay_buffer, other.replay_buffer
     assert isinstance(right, PackedReplayBuffer) and right.pos == left.pos == 30
     np.testing.assert_array_equal(left.rows, right.rows)
-    for name in ("observations", "actions", "rewards", "dones", "next_observations"):
+    np.testing.assert_array_equal(left.dones, right.dones)
+    for name in ("observations", "actions", "rewards", "next_observations"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
         assert np.shares_memory(getattr(right, name), right.rows)
     right.rewards[3, 0] = 42.0
@@ -500,7 +501,7 @@ def test_callbacks(tmp_path: Path) -> None:
     tiny(env).learn(50, callback=[evaluation, checkpoint, counter], progress_bar=True)
     assert counter.n_calls == 50
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [20, 40]
-    assert DVPG.load(tmp_path / "best_model.zip")._n_model_updates > 0
+    assert DVPG.load(tmp_path / "best_model.zip").num_timesteps in (20, 40)
     resumed = DVPG.load(tmp_path / "rl_model_50_steps.zip", env=VecNormalize.load(tmp_path / "rl_model_vecnormalize_50_steps.pkl", several(1)))  # fmt: skip
     resumed.load_replay_buffer(tmp_path / "rl_model_replay_buffer_50_steps.pkl")
     resumed.learn(10, reset_num_timesteps=False)
