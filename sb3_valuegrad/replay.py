@@ -200,6 +200,8 @@ def held_out_segments(
     # Inside one held-out block, clear of the seam between the newest and the oldest step, and of episode ends.
     starts = starts[is_held_out(starts, fraction) & (starts // BLOCK == (starts + length - 1) // BLOCK)]
     starts = starts[(starts + length <= buffer.pos) | (starts > buffer.pos)]
+    # From the oldest to the newest: the position where the next step goes is the oldest.
+    starts = starts[np.argsort((starts - buffer.pos) % buffer.buffer_size)]
     window = starts[:, None] + np.arange(length)
     ends = buffer.dones[window[:, :-1], :].any(axis=1) if length > 1 else np.zeros((len(starts), buffer.n_envs), dtype=bool)
     positions, envs = np.nonzero(~ends)
@@ -217,11 +219,16 @@ def held_out_segments(
         tensors = {k: th.as_tensor(v) for k, v in obs.items()} if isinstance(obs, dict) else th.as_tensor(obs)
         return flat.flatten(tensors).to(buffer.device)
 
-    path = [states(window[0], buffer.observations)] + [states(steps, buffer.next_observations) for steps in window]
+    before = th.stack([states(steps, buffer.observations) for steps in window])
+    after = th.stack([states(steps, buffer.next_observations) for steps in window])
+    # A second learn() resets the environment without an episode's end: there the next step starts somewhere else.
+    follows = (before[1:] == after[:-1]).all(dim=2).all(dim=0)
+    if not follows.any():
+        return None
     rewards = buffer.rewards[window, envs]
     rewards = env.normalize_reward(rewards) if env is not None else rewards
     return (
-        th.stack(path),
-        th.as_tensor(buffer.actions[window, envs], dtype=th.float32).to(buffer.device),
-        th.as_tensor(rewards, dtype=th.float32).to(buffer.device),
+        th.cat([before[:1], after])[:, follows],
+        th.as_tensor(buffer.actions[window, envs], dtype=th.float32).to(buffer.device)[:, follows],
+        th.as_tensor(rewards, dtype=th.float32).to(buffer.device)[:, follows],
     )
