@@ -1,8 +1,6 @@
 """What all value-gradient algorithms share: a world model in the policy, and the package's only ``train()``."""
 
 import math
-import pathlib
-import io
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,6 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name
 
 from sb3_valuegrad.algorithms.gradients import guarded_step
 from sb3_valuegrad.diagnostics.model_error import open_loop_errors
+from sb3_valuegrad.errors import MismatchError
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer, Sampler, held_out_segments
@@ -393,29 +392,16 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     ) -> None:
         """SB3's ``set_parameters``.
 
-        :raises ValueError: if the parameters belong to networks of another shape (say, another world model)
+        :raises MismatchError: a ``ValueError``, if the parameters belong to other networks (say, another world model)
         """
         try:
             super().set_parameters(load_path_or_dict, exact_match, device)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             part = "world model" if "world_model" in str(error) else "policy"
-            raise ValueError(
+            raise MismatchError(
                 f"load_path_or_dict does not fit this model's {part}: build the model with the policy_kwargs it was saved "
-                f"with (world_model_class and world_model_kwargs are among them). PyTorch says: {error}"
+                f"with (world_model_class and world_model_kwargs are among them). The cause: {error}"
             ) from error
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfAlgorithm], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
-    ) -> SelfAlgorithm:
-        """SB3's ``load``; a file that does not fit raises ``ValueError``."""
-        try:
-            return super().load(path, *args, **kwargs)
-        except KeyError as error:
-            # SB3 answers any ValueError here with a look for an old DQN's optimizer, and loses the message.
-            if isinstance(error.__context__, ValueError):
-                raise error.__context__ from None
-            raise
 
 
 def _append(losses: Losses, values: dict[str, th.Tensor]) -> None:
