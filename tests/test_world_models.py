@@ -113,6 +113,13 @@ def test_rows_of_no_weight_do_not_count(share_network: bool) -> None:
     assert all(loss == 0 for loss in nothing.values())
 
 
+def test_functions_may_answer_with_booleans() -> None:
+    """The natural way to write a termination function; a rollout multiplies with it."""
+    model = built(termination=lambda obs, actions, next_obs: next_obs[:, 0] > 0)
+    done = model.step(*data(N)[:2]).done
+    assert done.dtype == th.float32 and set(done.tolist()) <= {0.0, 1.0}
+
+
 # ---------------------------------------------------------------- the paper's preset
 
 
