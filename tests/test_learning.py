@@ -33,8 +33,8 @@ def test_drive_to_the_origin(kwargs: dict[str, Any]) -> None:
     model = algorithm("MlpPolicy", env, learning_starts=100, batch_size=64, seed=0, policy_kwargs=NETS, **kwargs).learn(600)
     env.reset(seed=1)
     reward, _ = evaluate_policy(model, env, n_eval_episodes=20)
-    # By arithmetic: standing still costs 2/3 a step, 13.3 in all; full speed to the origin about 1.5.
-    assert reward > -2.5
+    # Standing still costs 2/3 a step on average, 13.3 in all; full speed to the origin, by simulation, 0.6.
+    assert reward > -1
 
 
 def test_the_world_model_learns_pendulum() -> None:
