@@ -40,7 +40,7 @@ DESELECTED = {
     "test_dict_env.py::test_dict_spaces": DISCRETE + " (one part of the Dict)",
     "test_dict_env.py::test_vec_normalize": DISCRETE + " (one part of the Dict)",
     "test_spaces.py::test_identity_spaces[env0-": DISCRETE + " (MultiDiscrete)",
-    "test_tensorboard.py::test_tensorboard[td3]": "hard-codes the log folder's name TD3_1; ours is named after the class",
+    "test_tensorboard.py::test_tensorboard[td3]": "hard-codes the log folder's name, TD3_1; ours is the class's",
 }
 # SB3's tests train for a few hundred steps and count on TD3's default here; ours is longer.
 LEARNING_STARTS = 100
@@ -107,7 +107,9 @@ class Substitute:
                 self.failed.append(report.nodeid)
 
     def summary(self) -> Iterator[str]:
-        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("stable_baselines3", "torch", "gymnasium")]
+        versions = [
+            f"{name} {importlib.metadata.version(name)}" for name in ("stable_baselines3", "torch", "gymnasium")
+        ]
         yield f"\n{self.algorithm.__name__} for TD3 in SB3's tests ({', '.join(versions)})"
         yield ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
         yield f"{self.not_concerned} tests do not meet TD3 and were not run"
@@ -145,7 +147,16 @@ def main() -> int:
         raise ValueError(f"checkout={arguments.checkout} has no tests in `tests`; give the root of an SB3 checkout")
     plugin = Substitute(with_early_start(getattr(sb3_valuegrad, arguments.algo)))
     # importlib mode: the checkout's own stable_baselines3 must not shadow the installed one.
-    options = [*sorted(tests), "--import-mode=importlib", "-p", "no:cacheprovider", "-q", "-W", "ignore", *pytest_arguments]
+    options = [
+        *sorted(tests),
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-W",
+        "ignore",
+        *pytest_arguments,
+    ]
     status = pytest.main(options, plugins=[plugin])
     print("\n".join(plugin.summary()))
     return int(status)

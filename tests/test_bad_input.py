@@ -21,7 +21,11 @@ ALGORITHMS = [DVG, DVPG]
 PIXELS = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 OBSERVATIONS = {
     "pixels": (PIXELS, "observation_space=Box", "state observations"),
-    "pixels in a dict": (spaces.Dict({"eye": PIXELS, "place": spaces.Box(-1, 1, (2,))}), "eye=Box", "state observations"),
+    "pixels in a dict": (
+        spaces.Dict({"eye": PIXELS, "place": spaces.Box(-1, 1, (2,))}),
+        "eye=Box",
+        "state observations",
+    ),
     "discrete": (spaces.Discrete(3), "observation_space=Discrete(3)", "one-hot"),
     "multi-discrete": (spaces.MultiDiscrete([3, 4]), "observation_space=MultiDiscrete([3 4])", "one-hot"),
     "discrete in a dict": (spaces.Dict({"mode": spaces.Discrete(3)}), "mode=Discrete(3)", "one-hot"),
@@ -122,7 +126,7 @@ def test_arguments_of_dvg(arguments: dict[str, Any], message: str) -> None:
 
 def test_n_step_returns_of_dict_observations() -> None:
     env = PointEnv(spaces.Dict({"a": spaces.Box(-1, 1, (2,))}))
-    with pytest.raises(ValueError, match="n_steps=3.*Dict.*n_steps=1"):
+    with pytest.raises(ValueError, match=r"n_steps=3.*Dict.*n_steps=1"):
         tiny(env, n_steps=3)
 
 
@@ -163,10 +167,13 @@ def test_bad_experience(what: str, value: float, normalised: bool, tmp_path: Pat
             pytest.skip("VecNormalize clips it to a finite value before anybody sees it")
     model = tiny(env)
     noun = "reward" if what == "reward" else "observation"
-    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=f"non-finite {noun} at step .*check the environment"):
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(ValueError, match=f"non-finite {noun} at step .*check the environment"),
+    ):
         model.learn(60)
     assert all(th.isfinite(part).all() for part in snapshot(model).values())
-    assert np.isfinite(model.replay_buffer.rows).all()  # type: ignore[attr-defined]
+    assert np.isfinite(model.replay_buffer.rows).all()
     assert model.replay_buffer.pos == {"first obs": 0, "terminal obs": 39}.get(what, 35)
     _check_saved(model, tmp_path)
 
@@ -229,10 +236,10 @@ def test_another_world_model(kwargs: dict[str, Any], tmp_path: Path) -> None:
     model, other = tiny(), tiny(policy_kwargs={"world_model_kwargs": kwargs})
     model.save(tmp_path / "model")
     for source in (model.get_parameters(), str(tmp_path / "model")):
-        with pytest.raises(ValueError, match="world model.*world_model_kwargs"):
+        with pytest.raises(ValueError, match=r"world model.*world_model_kwargs"):
             other.set_parameters(source)
-    changed = {"policy_kwargs": {"net_arch": [16], "world_model_kwargs": kwargs}}
-    with pytest.raises(ValueError, match="world model.*world_model_kwargs"):
+    changed: dict[str, Any] = {"policy_kwargs": {"net_arch": [16], "world_model_kwargs": kwargs}}
+    with pytest.raises(ValueError, match=r"world model.*world_model_kwargs"):
         DVPG.load(tmp_path / "model", custom_objects=changed)
     with pytest.raises(ValueError, match="policy kwargs"):
         DVPG.load(tmp_path / "model", **changed)
@@ -240,7 +247,7 @@ def test_another_world_model(kwargs: dict[str, Any], tmp_path: Path) -> None:
 
 def test_another_policy(tmp_path: Path) -> None:
     tiny().save(tmp_path / "model")
-    with pytest.raises(ValueError, match="does not fit this model's policy.*policy_kwargs"):
+    with pytest.raises(ValueError, match=r"does not fit this model's policy.*policy_kwargs"):
         tiny(policy_kwargs={"net_arch": [8]}).set_parameters(str(tmp_path / "model"))
-    with pytest.raises(ValueError, match="[Oo]bservation spaces do not match"):
+    with pytest.raises(ValueError, match=r"[Oo]bservation spaces do not match"):
         DVPG.load(tmp_path / "model", env=PointEnv(spaces.Box(-10, 10, (3,))))

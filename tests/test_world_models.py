@@ -44,7 +44,9 @@ def batches(of: Transitions, size: int, count: int) -> list[Transitions]:
     return [Transitions(*(part[rows] for part in of[:5])) for rows in chosen]
 
 
-def fitted(model: MlpWorldModel, of: Transitions, steps: int, learning_rate: float = 3e-3, size: int = 128) -> MlpWorldModel:
+def fitted(
+    model: MlpWorldModel, of: Transitions, steps: int, learning_rate: float = 3e-3, size: int = 128
+) -> MlpWorldModel:
     """The model after ``steps`` of Adam, the learning rate falling to zero."""
     optimizer = th.optim.Adam(model.parameter_groups(), learning_rate)
     schedule = th.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
@@ -67,18 +69,28 @@ def built(seed: int = 0, **kwargs: Any) -> MlpWorldModel:
 # ---------------------------------------------------------------- every combination of options
 
 
-OPTIONS = list(itertools.product([True, False], [True, False], [True, False], [None, known_reward], ["learned", "none", known_end]))
+OPTIONS = list(
+    itertools.product([True, False], [True, False], [True, False], [None, known_reward], ["learned", "none", known_end])
+)
 
 
 @pytest.mark.parametrize(("share_network", "normalize", "predict_change", "reward_fn", "termination"), OPTIONS)
 def test_options(share_network: bool, normalize: bool, predict_change: bool, reward_fn: Any, termination: Any) -> None:
     model = built(
-        share_network=share_network, normalize=normalize, predict_change=predict_change, reward_fn=reward_fn, termination=termination
-    )  # fmt: skip
+        share_network=share_network,
+        normalize=normalize,
+        predict_change=predict_change,
+        reward_fn=reward_fn,
+        termination=termination,
+    )
     batch = data(N, ends=lambda obs: (obs[:, 0] > 0).float())
     with th.no_grad():
         model.observe(batch)
-    learned = ["model_state_loss"] + ["model_reward_loss"] * (reward_fn is None) + ["model_done_loss"] * (termination == "learned")
+    learned = (
+        ["model_state_loss"]
+        + ["model_reward_loss"] * (reward_fn is None)
+        + ["model_done_loss"] * (termination == "learned")
+    )
     assert len(model.networks) == (1 if share_network else len(learned))
     losses = model.losses(batch)
     assert list(losses) == learned
@@ -106,7 +118,9 @@ def test_rows_of_no_weight_do_not_count(share_network: bool) -> None:
     good, bad = data(N, 0, lambda obs: (obs[:, 0] > 0).float()), data(N, 1, lambda obs: (obs[:, 0] > 0).float())
     with th.no_grad():
         model.observe(good)
-    mixed = Transitions(*(th.cat(parts) for parts in zip(good[:5], bad[:5], strict=True)), th.cat([th.full((N,), 1 / N), th.zeros(N)]))
+    weights = th.cat([th.full((N,), 1 / N), th.zeros(N)])
+    both = [th.cat(parts) for parts in zip(good[:5], bad[:5], strict=True)]
+    mixed = Transitions(*both, weights)  # type: ignore[call-arg]
     for name, loss in model.losses(mixed).items():
         th.testing.assert_close(loss, model.losses(good)[name])
     nothing = model.losses(mixed._replace(weights=th.zeros(2 * N)))
@@ -125,12 +139,13 @@ def test_functions_may_answer_with_booleans() -> None:
 
 def test_paper_preset() -> None:
     model = MlpWorldModel(S, A, **PAPER)
-    state, reward = model.networks
+    state: Any = model.networks[0]
+    reward: Any = model.networks[1]
     for network, out in ((state, S), (reward, 1)):
         kinds = [type(layer) for layer in network]
         assert kinds == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
         assert [layer.out_features for layer in network if isinstance(layer, nn.Linear)] == [64, 64, out]
-    group = model.parameter_groups()[0]
+    group: Any = model.parameter_groups()[0]
     assert group["weight_decay"] == 1e-4 and len(group["params"]) == len(list(model.parameters()))
     batch = data(N)
     next_obs, rewards, done = model.step(batch.obs, batch.actions)
@@ -229,7 +244,7 @@ def test_termination_is_exactly_zero_before_any_was_seen() -> None:
 @pytest.mark.parametrize("share_network", [True, False])
 @pytest.mark.parametrize("rate", [0.5, 0.1, 0.02])
 def test_termination_is_calibrated(share_network: bool, rate: float) -> None:
-    """Ends are a coin whose chance depends on s_0; the mean prediction is the mean rate although classes are balanced."""
+    """Ends are a coin that depends on s_0; the mean prediction is the mean rate although classes are balanced."""
     generator = th.Generator().manual_seed(3)
 
     def ends(obs: th.Tensor) -> th.Tensor:

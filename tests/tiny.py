@@ -1,6 +1,6 @@
 """Small models and environments: everything that the ecosystem tests need, in milliseconds."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,10 +21,10 @@ class PointEnv(gym.Env):
     :param terminates: end with a termination; False: with a time limit
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-
     def __init__(self, observation_space: spaces.Space | None = None, length: int = 10, terminates: bool = False):
-        self.observation_space = spaces.Box(-10, 10, (2,), np.float32) if observation_space is None else observation_space
+        self.observation_space = (
+            spaces.Box(-10, 10, (2,), np.float32) if observation_space is None else observation_space
+        )
         self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
         self.length, self.terminates = length, terminates
 
@@ -71,8 +71,8 @@ class SpoiltEnv(PointEnv):
         return obs, self.value if bad and self.what == "reward" else reward, terminated, truncated, info
 
 
-def tiny(env: Any = None, algorithm: type[ValueGradientAlgorithm] = DVPG, **kwargs: Any) -> ValueGradientAlgorithm:
-    """A model with small networks that begins to learn after 20 steps."""
+def tiny(env: Any = None, algorithm: type[ValueGradientAlgorithm] = DVPG, **kwargs: Any) -> Any:
+    """A model with small networks that begins to learn after 20 steps. (Any: tests look into every corner of it.)"""
     env = PointEnv() if env is None else env
     space = env.observation_space if hasattr(env, "observation_space") else None
     policy = kwargs.pop("policy", "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy")
