@@ -143,9 +143,8 @@ def draw(study: str, returns: Returns, path: Path) -> None:
             steps = sorted(curve)
             axes.plot(steps, [curve[step] for step in steps], color=color, linewidth=0.6, alpha=0.4)
         shared = sorted(set.intersection(*(set(curve) for curve in curves.values())))
-        if not shared:
-            continue
-        means, lows, highs = np.array([interquartile_mean(list(at_step(curves, step).values())) for step in shared]).T
+        summary = [interquartile_mean(list(at_step(curves, step).values())) for step in shared]
+        means, lows, highs = np.array(summary).reshape(-1, 3).T
         label = f"{system} ({len(curves)} seed{'s' * (len(curves) > 1)})"
         axes.plot(shared, means, color=color, linewidth=2, label=label, linestyle="--" if index >= 10 else "-")
         axes.fill_between(shared, lows, highs, color=color, alpha=0.15, linewidth=0)
