@@ -2,7 +2,7 @@
 
     python examples/pendulum.py
 
-Prints the evaluation return every 500 steps (about -1200: random; above -200: solved) and writes logs/pendulum.png.
+Prints the evaluation return every 500 steps (untrained: below -1000; above -200: solved) and writes logs/pendulum.png.
 """
 
 from pathlib import Path
