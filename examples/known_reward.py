@@ -42,10 +42,8 @@ def largest_difference(steps: int = 500) -> float:
 def main() -> None:
     th.set_num_threads(1)
     print(f"largest difference from the environment's reward: {largest_difference():.1e}")
-    world_model = dict(reward_fn=pendulum_reward, termination="none")
-    model = DVPG(
-        "MlpPolicy", "Pendulum-v1", horizon=2, policy_kwargs=dict(world_model_kwargs=world_model), seed=0, device="cpu"
-    )
+    policy_kwargs = {"world_model_kwargs": {"reward_fn": pendulum_reward, "termination": "none"}}
+    model = DVPG("MlpPolicy", "Pendulum-v1", horizon=2, policy_kwargs=policy_kwargs, seed=0, device="cpu")
     model.learn(3000)
     mean, std = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=10)
     print(f"return after 3000 steps: {mean:.0f} +- {std:.0f}")

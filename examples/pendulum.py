@@ -33,7 +33,8 @@ def train(model: DVG) -> dict[int, float]:
     for step in range(EVAL_FREQ, STEPS + 1, EVAL_FREQ):
         model.learn(EVAL_FREQ, reset_num_timesteps=False)
         eval_env.reset(seed=0)
-        returns[step] = float(evaluate_policy(model, eval_env, n_eval_episodes=10)[0])
+        mean, _ = evaluate_policy(model, eval_env, n_eval_episodes=10)
+        returns[step] = float(np.mean(mean))
         print(f"step {step}: return {returns[step]:.0f}", flush=True)
     return returns
 
