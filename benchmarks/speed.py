@@ -29,7 +29,7 @@ from sb3_valuegrad import DVG, DVPG
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
 PAPER_MODEL = dict(
-    activation_fn=nn.ReLU, share_network=False, normalize=False, predict_change=False, weight_decay=1e-4, termination="none"
+    net_arch=[64, 64], activation_fn=nn.ReLU, share_network=False, normalize=False, predict_change=False, weight_decay=1e-4, termination="none"
 )
 # network units, batch size, horizon -> the most that an update may cost (issue 2)
 LIMITS = {
@@ -43,9 +43,9 @@ LIMITS = {
 
 
 def paper_preset(units: int) -> dict[str, Any]:
-    """The paper's networks; everything else as SB3's DDPG has it."""
-    model = {**PAPER_MODEL, "net_arch": [units, units]}
-    networks = dict(net_arch=[units, units], activation_fn=nn.ReLU, n_critics=1, layer_norm=False, world_model_kwargs=model)
+    """The paper's world model beside an actor and a critic of this size; everything else as SB3's DDPG has it."""
+    networks = dict(net_arch=[units, units], activation_fn=nn.ReLU, n_critics=1, layer_norm=False)
+    networks["world_model_kwargs"] = PAPER_MODEL
     return dict(policy_delay=1, target_policy_noise=0.0, policy_kwargs=networks)
 
 

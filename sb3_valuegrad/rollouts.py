@@ -68,13 +68,17 @@ def imagine(model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later
         return Rollout(obs[None], actions[0][None], obs.new_zeros(0, len(obs)), obs.new_ones(1, len(obs)))
 
     # Joined from the steps, not cut out of the stacks below: the gradient of a slice fills a whole stack with zeros.
-    hint = None if hints[0] is None else th.cat(hints)
-    rewards, dones = model.outcome(th.cat(states[:-1]), th.cat(actions[:-1]), th.cat(states[1:]), hint)
+    hint = None if hints[0] is None else _join(hints)
+    rewards, dones = model.outcome(_join(states[:-1]), _join(actions[:-1]), _join(states[1:]), hint)
     if dones is None:
         alive = obs.new_ones(horizon + 1, len(obs))
     else:
         alive = _survival(dones.view(horizon, -1))
     return Rollout(th.stack(states), th.stack(actions), rewards.view(horizon, -1), alive)
+
+
+def _join(steps: list[th.Tensor]) -> th.Tensor:
+    return steps[0] if len(steps) == 1 else th.cat(steps)
 
 
 def _survival(dones: th.Tensor) -> th.Tensor:

@@ -138,11 +138,11 @@ def wrong_critic(obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
 class LinearQuadraticEnv(gym.Env):
     """A small linear-quadratic task: two states, one action in [-1, 1] that the optimal policy never saturates."""
 
-    GAMMA = 0.95
+    GAMMA = 0.9
     A = np.array([[1.0, 0.2], [-0.1, 0.95]])
     B = np.array([[0.0], [0.4]])
     M = np.diag([1.0, 0.3])
-    R = np.array([[0.3]])
+    R = np.array([[1.0]])
     STEPS = 25
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class LinearQuadraticEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        self.state, self.time = self.np_random.uniform(-1, 1, 2), 0
+        self.state, self.time = self.np_random.uniform(-0.7, 0.7, 2), 0
         return self.state.astype(np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
