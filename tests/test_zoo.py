@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 pytest.importorskip("rl_zoo3")
@@ -207,7 +209,7 @@ def test_optimize_with_two_workers_and_train_a_trial(tmp_path: Path) -> None:
         for seed in (1, 2)
     ]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log")))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
     trials = optuna.load_study(study_name="pendulum", storage=storage).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
 
@@ -302,7 +304,7 @@ def test_yaml_entries_are_arguments(file: str) -> None:
             arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": nn})
         key = json.dumps(arguments, default=repr, sort_keys=True)
         if key not in models:
-            algorithm = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
+            algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
             models[key] = algorithm(env="Pendulum-v1", device="cpu", buffer_size=10, **arguments)
         numbers = [value for name, value in entry.items() if name.endswith("learning_rate")]
         assert all(isinstance(value, float) for value in numbers), "write !!float 1e-3: YAML reads 1e-3 as a string"
@@ -320,7 +322,9 @@ def test_horizons_are_the_papers(version: str) -> None:
 
 def manager(**kwargs: Any) -> Any:
     sb3_valuegrad.zoo.register()
-    return rl_zoo3.exp_manager.ExperimentManager(None, kwargs.pop("algo", "dvpg"), "Pendulum-v1", "logs", **kwargs)
+    return rl_zoo3.exp_manager.ExperimentManager(
+        Namespace(), kwargs.pop("algo", "dvpg"), "Pendulum-v1", "logs", **kwargs
+    )
 
 
 def test_yaml_is_ours_unless_a_file_is_given(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """RL Zoo (``rl_zoo3``) with our algorithms: registration, hyperparameter search, and the ``sb3-valuegrad`` command."""
 
 import importlib.util
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_valuegrad import DVG, DVPG
 
 __all__ = ["ALGORITHMS", "register"]
 
-ALGORITHMS = {"dvg": DVG, "dvpg": DVPG}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dvg": DVG, "dvpg": DVPG}
 """RL Zoo's name of each algorithm (its ``--algo``, its YAML's file name) and the class."""
 
 
@@ -27,7 +30,8 @@ def register() -> None:
 
     utils.ALGOS.update(ALGORITHMS)
     hyperparams_opt.HYPERPARAMS_SAMPLER.update(SAMPLERS)
-    hyperparams_opt.HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
+    converters: dict[str, Any] = hyperparams_opt.HYPERPARAMS_CONVERTER
+    converters.update(dict.fromkeys(ALGORITHMS, convert_params))
     teach_experiment_manager()
     if importlib.util.find_spec("sb3_valuegrad.envs") is not None:
         importlib.import_module("sb3_valuegrad.envs")

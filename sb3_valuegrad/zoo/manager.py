@@ -1,7 +1,7 @@
 """What RL Zoo's ``ExperimentManager`` must do differently for our algorithms: find our YAML, keep what it says.
 
-Three of its methods are wrapped. For an algorithm that is not ours they do what they did. For ours, ``--conf-file paper``
-means the paper's settings.
+Three of its methods are wrapped. For an algorithm that is not ours they do what they did. For ours,
+``--conf-file paper`` means the paper's settings.
 """
 
 import functools
@@ -20,7 +20,10 @@ SCHEDULES = ("qf_learning_rate", "model_learning_rate")
 
 
 def hyperparams_file(algo: str) -> Path:
-    """Our YAML of an algorithm ("dvpg", or "paper/dvpg" for the paper's setting): in the package where it was built into a wheel, beside it in a checkout."""
+    """Our YAML: in the package where it was built into a wheel, beside it in a checkout.
+
+    :param algo: "dvpg", or "paper/dvpg" for the paper's settings
+    """
     package = Path(sb3_valuegrad.__file__).parent
     folder = package / "hyperparams"
     return (folder if folder.is_dir() else package.parent / "hyperparams") / f"{algo}.yml"

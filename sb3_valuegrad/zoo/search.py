@@ -1,4 +1,4 @@
-"""Hyperparameter search: what RL Zoo's ``-optimize`` samples for our algorithms, and its way back from a stored trial."""
+"""Hyperparameter search: what RL Zoo's ``-optimize`` samples for our algorithms, and the way back from a trial."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
