@@ -1,0 +1,7 @@
+"""Value-gradient reinforcement learning for Stable-Baselines3."""
+
+from sb3_valuegrad.algorithms import DVG, DVPG
+
+__version__ = "0.1.0"
+
+__all__ = ["DVG", "DVPG", "__version__"]

@@ -1,0 +1,438 @@
+"""What all value-gradient algorithms share: a world model in the policy, and the package's only ``train()``."""
+
+import math
+import pathlib
+import io
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+
+from sb3_valuegrad.algorithms.gradients import guarded_step
+from sb3_valuegrad.diagnostics.model_error import open_loop_errors
+from sb3_valuegrad.observations import FlatObservations, check_spaces
+from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, ValueGradientPolicy
+from sb3_valuegrad.replay import Batch, PackedReplayBuffer, Sampler, held_out_segments
+from sb3_valuegrad.world_models import WorldModel
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ValueGradientAlgorithm")
+Losses = dict[str, list[th.Tensor]]
+
+
+class ValueGradientAlgorithm(OffPolicyAlgorithm):
+    """Base of all algorithms: trains critic and world model on minibatches, then the policy through the model.
+
+    A leaf states what its paper changes in three hooks: :meth:`_critic_loss`, :meth:`_actor_loss`, and
+    :meth:`_on_episode_end`. Parameters not listed are SB3's (:class:`~stable_baselines3.TD3`).
+
+    :param learning_rate: the actor's; a float or a schedule of the remaining progress
+    :param qf_learning_rate: the critics', float or schedule; None: ``learning_rate``
+    :param model_learning_rate: the world model's, float or schedule; None: ``learning_rate``
+    :param action_noise: exploration noise on actions scaled to [-1, 1]: a float is the standard deviation of Gaussian
+        noise; None: no noise
+    :param policy_delay: critic updates per actor and target update
+    :param horizon: imagined steps; 0 never uses the model
+    :param model_learning_starts: environment steps before the world model learns. What it missed until the first
+        update (at ``learning_starts``) it makes up for there, so a small number gives the policy a trained model from
+        the start; while it has not learned yet the policy follows the critic alone
+    :param model_gradient_steps: world-model updates per critic update
+    :param model_validation_fraction: share of the replay buffer that the model is not fitted to, for its logged
+        prediction errors; 0: none
+    :param max_grad_norm: clip each network's gradient to this norm; None: do not
+    :raises ValueError: for arguments out of range, and spaces that value gradients cannot pass through
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy, "MultiInputPolicy": MultiInputPolicy}
+    policy: ValueGradientPolicy
+    world_model: WorldModel
+    replay_buffer: ReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[ValueGradientPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | float | None = 0.1,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        policy_delay: int = 1,
+        *,
+        horizon: int = 1,
+        qf_learning_rate: float | Schedule | None = 1e-3,
+        model_learning_rate: float | Schedule | None = 1e-3,
+        model_learning_starts: int = 0,
+        model_gradient_steps: int = 1,
+        model_validation_fraction: float = 0.05,
+        max_grad_norm: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        device: th.device | str = "auto",
+        seed: int | None = None,
+    ):
+        if env is not None:
+            # SB3 asserts; our users get the way out. (env is None where a saved model is loaded without one.)
+            env = maybe_make_env(env, verbose)
+            check_spaces(env.observation_space, env.action_space)
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,  # type: ignore[arg-type]
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            support_multi_env=True,
+        )
+        self.policy_delay = policy_delay
+        self.horizon = horizon
+        self.qf_learning_rate = qf_learning_rate
+        self.model_learning_rate = model_learning_rate
+        self.model_learning_starts = model_learning_starts
+        self.model_gradient_steps = model_gradient_steps
+        self.model_validation_fraction = model_validation_fraction
+        self.max_grad_norm = max_grad_norm
+        self._n_model_updates = 0
+        self._episodes_ended = 0
+
+    # ---------------------------------------------------------------- set-up
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"policy={policy_name!r} is unknown; use one of {list(self.policy_aliases)}. Pixels (CnnPolicy) are not "
+                "supported: the world model predicts the observation itself."
+            )
+        return super()._get_policy_from_name(policy_name)
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument, its value and the way out"""
+        _check_count("horizon", self.horizon, 0)
+        _check_count("policy_delay", self.policy_delay, 1)
+        _check_count("batch_size", self.batch_size, 1)
+        _check_count("model_learning_starts", self.model_learning_starts, 0)
+        _check_count("model_gradient_steps", self.model_gradient_steps, 1)
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma} must be in [0, 1]")
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau={self.tau} must be in [0, 1]")
+        if not 0 <= self.model_validation_fraction <= 0.5:
+            raise ValueError(f"model_validation_fraction={self.model_validation_fraction} must be in [0, 0.5]")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive; None does not clip")
+        if isinstance(self.action_noise, (int, float)) and self.action_noise < 0:
+            raise ValueError(f"action_noise={self.action_noise} must not be negative; None explores without noise")
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        check_spaces(self.observation_space, self.action_space)
+        if self._can_pack():
+            self.replay_buffer_class = PackedReplayBuffer
+        super()._setup_model()
+        if isinstance(self.action_noise, (int, float)):
+            shape = self.action_space.shape
+            self.action_noise = NormalActionNoise(np.zeros(shape), np.full(shape, self.action_noise))
+        self.qf_lr_schedule = self._schedule(self.qf_learning_rate)
+        self.model_lr_schedule = self._schedule(self.model_learning_rate)
+        self._create_aliases()
+        self._sampler = Sampler(self._flat, self.gamma, self.model_validation_fraction)
+
+    def _can_pack(self) -> bool:
+        is_box = isinstance(self.observation_space, spaces.Box)
+        return self.replay_buffer_class is None and is_box and self.n_steps == 1 and not self.optimize_memory_usage
+
+    def _schedule(self, learning_rate: float | Schedule | None) -> Schedule:
+        return FloatSchedule(self.learning_rate if learning_rate is None else learning_rate)
+
+    def _create_aliases(self) -> None:
+        self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
+        self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self.world_model = self.policy.world_model
+        self._flat: FlatObservations = self.policy.flat_observations
+        # What the actor's loss must leave alone: a features extractor shared with the critic is the actor's.
+        self._actor_parameters = list(self.actor.parameters())
+        own = set(self._actor_parameters)
+        others = [*self.critic.parameters(), *self.world_model.parameters()]
+        self._other_parameters = [parameter for parameter in others if parameter not in own]
+        self._online = [*self.critic.parameters(), *self._actor_parameters]
+        self._targets = [*self.critic_target.parameters(), *self.actor_target.parameters()]
+        # Running statistics (batch norm) are copied, not averaged, see SB3's issue 996.
+        online, target = (self.critic, self.actor), (self.critic_target, self.actor_target)
+        self._online_statistics = [stat for net in online for stat in get_parameters_by_name(net, ["running_"])]
+        self._target_statistics = [stat for net in target for stat in get_parameters_by_name(net, ["running_"])]
+
+    # ---------------------------------------------------------------- hooks
+
+    @abstractmethod
+    def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """The critics' loss, and what else to log by name."""
+
+    @abstractmethod
+    def _actor_loss(self, batch: Batch) -> th.Tensor:
+        """The policy's loss; called with critic and world model frozen."""
+
+    def _needs_model(self) -> bool:
+        """Whether anything would use the world model; it is not trained otherwise."""
+        return self.horizon > 0
+
+    def _on_episode_end(self, losses: Losses) -> None:
+        """After the updates that follow the end of at least one episode."""
+
+    # ---------------------------------------------------------------- training
+
+    @property
+    def _model_is_ready(self) -> bool:
+        return self._n_model_updates > 0
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """Sample the replay buffer and update all networks ``gradient_steps`` times.
+
+        :raises ValueError: if a loss or gradient was not finite; the update was withheld, so the parameters are good
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        losses: Losses = defaultdict(list)
+        self._warm_up_model(batch_size, losses)
+        for _ in range(gradient_steps):
+            self._n_updates += 1
+            self._gradient_step(self._sample(batch_size), losses)
+        if self._episode_num > self._episodes_ended:
+            self._episodes_ended = self._episode_num
+            self._on_episode_end(losses)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self._record(losses)
+
+    def _sample(self, batch_size: int) -> Batch:
+        return self._sampler.sample(self.replay_buffer, batch_size, self._vec_normalize_env)
+
+    def _gradient_step(self, batch: Batch, losses: Losses) -> None:
+        """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets."""
+        critic_loss, extras = self._critic_loss(batch)
+        total = critic_loss
+        trains_model = self._needs_model() and self.num_timesteps > self.model_learning_starts
+        if trains_model:
+            model_losses = self._model_losses(batch)
+            # Critic and model share no parameter: one backward pass serves both.
+            total = critic_loss + model_losses["model_loss"]
+            extras.update(model_losses)
+        total.backward()
+        extras["critic_loss"] = critic_loss
+        extras["critic_grad_norm"] = guarded_step(self.critic.optimizer, critic_loss, self.max_grad_norm)
+        if trains_model:
+            extras["model_grad_norm"] = self._model_step(model_losses["model_loss"])
+            for _ in range(self.model_gradient_steps - 1):
+                self._update_model(self._sample(self.batch_size), losses)
+        if self._n_updates % self.policy_delay == 0:
+            extras.update(self._update_actor(batch))
+            self._update_targets()
+        for name, value in extras.items():
+            losses[name].append(value.detach())
+
+    def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
+        with th.no_grad():
+            self.world_model.observe(batch.transitions)
+        parts = self.world_model.losses(batch.transitions)
+        return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
+
+    def _model_step(self, loss: th.Tensor) -> th.Tensor:
+        self._n_model_updates += 1
+        return guarded_step(self.world_model.optimizer, loss, self.max_grad_norm)
+
+    def _update_model(self, batch: Batch, losses: Losses) -> None:
+        """One step of the world model alone."""
+        extras = self._model_losses(batch)
+        extras["model_loss"].backward()
+        extras["model_grad_norm"] = self._model_step(extras["model_loss"])
+        for name, value in extras.items():
+            losses[name].append(value.detach())
+
+    def _warm_up_model(self, batch_size: int, losses: Losses) -> None:
+        """The world model's updates for the steps before ``learning_starts``, made up for at the first ``train()``."""
+        if self._n_model_updates > 0 or not self._needs_model():
+            return
+        missed = (self.num_timesteps - self.model_learning_starts) // self.n_envs - 1
+        for _ in range(missed * self.model_gradient_steps):
+            self._update_model(self._sample(batch_size), losses)
+
+    def _update_actor(self, batch: Batch) -> dict[str, th.Tensor]:
+        """One policy step: the gradient reaches the actor's parameters only."""
+        loss = self._actor_loss(batch)
+        loss.backward()
+        return {"actor_loss": loss, "actor_grad_norm": guarded_step(self.actor.optimizer, loss, self.max_grad_norm)}
+
+    @th.no_grad()
+    def _update_targets(self) -> None:
+        th._foreach_lerp_(self._targets, self._online, self.tau)
+        if self._target_statistics:
+            th._foreach_copy_(self._target_statistics, self._online_statistics)
+
+    def _update_learning_rates(self) -> None:
+        progress = self._current_progress_remaining
+        rates = {
+            "learning_rate": (self.actor.optimizer, self.lr_schedule(progress)),
+            "qf_learning_rate": (self.critic.optimizer, self.qf_lr_schedule(progress)),
+            "model_learning_rate": (self.world_model.optimizer, self.model_lr_schedule(progress)),
+        }
+        for name, (optimizer, rate) in rates.items():
+            update_learning_rate(optimizer, rate)
+            self.logger.record(f"train/{name}", rate)
+
+    # ---------------------------------------------------------------- what the user sees
+
+    def _record(self, losses: Losses) -> None:
+        """Read the losses, once; stop if any is not finite."""
+        means = th.stack([values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]).tolist()
+        for name, mean in zip(losses, means, strict=True):
+            if not math.isfinite(mean):
+                raise ValueError(
+                    f"{name} is {mean} after {self.num_timesteps} steps and {self._n_updates} updates: training has "
+                    "diverged, or rewards are out of range. The bad update was not applied, so the model can be saved. "
+                    "Lower learning_rate or horizon, set max_grad_norm, or check the environment's rewards."
+                )
+            self.logger.record(f"train/{name}", mean)
+
+    def dump_logs(self) -> None:
+        """Write the log, with the world model's prediction error on held-out data."""
+        if self._model_is_ready:
+            for name, value in self.model_errors().items():
+                self.logger.record(f"train/{name}", value)
+        super().dump_logs()
+
+    def model_errors(self, steps: int = 5, most: int = 512) -> dict[str, float]:
+        """Prediction error of the world model on held-out transitions: one step, and ``steps`` steps open loop.
+
+        :param steps: length of the open-loop prediction, below 32
+        :param most: at most so many stretches of experience, the newest
+        :return: root mean squared errors in standard deviations of the states, or of the rewards; empty while nothing
+            has been held out
+        """
+        held_out = held_out_segments(
+            self.replay_buffer, self._flat, self.model_validation_fraction, steps, most, self._vec_normalize_env
+        )
+        if held_out is None:
+            return {}
+        state, reward = open_loop_errors(self.world_model, *held_out)
+        names = {"model_error_1": state[0], f"model_error_{steps}": state[-1], "model_reward_error": reward[0]}
+        return {name: value.item() for name, value in names.items()}
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Refuse experience that would poison the buffer and the running statistics, then store it."""
+        parts = new_obs if isinstance(new_obs, dict) else {"observation": new_obs}
+        for name, value in {**parts, "reward": reward}.items():
+            if not np.isfinite(value).all():
+                raise ValueError(
+                    f"The environment returned a non-finite {name} at step {self.num_timesteps}: {value}. Nothing was "
+                    "learned from it; check the environment (stable_baselines3.common.vec_env.VecCheckNan finds the place)."
+                )
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def learn(
+        self: SelfAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAlgorithm:
+        """SB3's ``learn``; the TensorBoard run is named after the class."""
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        if reset_num_timesteps:
+            self._episodes_ended = 0
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    # ---------------------------------------------------------------- saving and loading
+
+    def _excluded_save_params(self) -> list[str]:
+        networks = ["actor", "actor_target", "critic", "critic_target", "world_model"]
+        derived = ["_sampler", "_flat", "_actor_parameters", "_other_parameters", "_online", "_targets"]
+        return [*super()._excluded_save_params(), *networks, *derived, "_online_statistics", "_target_statistics"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "actor.optimizer", "critic.optimizer", "world_model.optimizer"], []
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """SB3's ``set_parameters``.
+
+        :raises ValueError: if the parameters belong to networks of another shape (say, another world model)
+        """
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except RuntimeError as error:
+            part = "world model" if "world_model" in str(error) else "policy"
+            raise ValueError(
+                f"load_path_or_dict does not fit this model's {part}: build the model with the policy_kwargs it was saved "
+                f"with (world_model_class and world_model_kwargs are among them). PyTorch says: {error}"
+            ) from error
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfAlgorithm], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfAlgorithm:
+        """SB3's ``load``; a file that does not fit raises ``ValueError``."""
+        try:
+            return super().load(path, *args, **kwargs)
+        except KeyError as error:
+            # SB3 answers any ValueError here with a look for an old DQN's optimizer, and loses the message.
+            if isinstance(error.__context__, ValueError):
+                raise error.__context__ from None
+            raise
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def contiguous(numbers: Iterable[int]) -> slice | list[int]:
+    """An index for these rows; a slice, which copies nothing, where they are in sequence."""
+    chosen = list(numbers)
+    if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
+        return slice(chosen[0], chosen[0] + len(chosen))
+    return chosen

@@ -1,0 +1,150 @@
+"""SB3's deterministic policy with a world model as one more network."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.td3.policies import TD3Policy
+from torch import nn
+
+from sb3_valuegrad.observations import FlatObservations
+from sb3_valuegrad.world_models import WorldModel, get_world_model_class
+
+FUSED_OPTIMIZERS = (th.optim.Adam, th.optim.AdamW)
+
+
+class QCritic(ContinuousCritic):
+    """SB3's critic, differentiable in the observation, optionally with LayerNorm.
+
+    ``ContinuousCritic.q1_forward`` extracts features under ``no_grad``: right for DDPG, where the observation is data,
+    and silently wrong for a value gradient, which passes through the imagined observation.
+
+    :param layer_norm: LayerNorm before each activation; the other parameters are SB3's
+    """
+
+    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if layer_norm:
+            self._add_layer_norm(kwargs)
+
+    def _add_layer_norm(self, kwargs: dict[str, Any]) -> None:
+        input_dim = kwargs["features_dim"] + get_action_dim(kwargs["action_space"])
+        for index in range(self.n_critics):
+            layers = create_mlp(input_dim, 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=[nn.LayerNorm])
+            self.q_networks[index] = nn.Sequential(*layers)
+            self.add_module(f"qf{index}", self.q_networks[index])
+
+    def q1(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """The first critic's value (N,), with the gradient in observation and action."""
+        features = self.extract_features(obs, self.features_extractor)
+        return self.q_networks[0](th.cat([features, actions], dim=1)).squeeze(1)
+
+
+class ValueGradientPolicy(TD3Policy):
+    """Actor, critics, their targets, and the world model.
+
+    TD3's policy arguments, with what learns best as defaults, plus:
+
+    :param layer_norm: LayerNorm in the critics
+    :param world_model_class: alias ("mlp") or subclass of :class:`~sb3_valuegrad.world_models.WorldModel`
+    :param world_model_kwargs: its arguments; ``optimizer_class`` and ``optimizer_kwargs`` are shared by all networks
+    """
+
+    world_model: WorldModel
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.SiLU,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        layer_norm: bool = True,
+        world_model_class: str | type[WorldModel] = "mlp",
+        world_model_kwargs: dict[str, Any] | None = None,
+    ):
+        # One kernel for all parameters; it also takes the mask that withholds a non-finite update.
+        optimizer_kwargs = dict(optimizer_kwargs or {})
+        if optimizer_class in FUSED_OPTIMIZERS and not optimizer_kwargs.keys() & {"fused", "foreach", "differentiable"}:
+            optimizer_kwargs["fused"] = True
+        self.layer_norm = layer_norm
+        self.world_model_class = world_model_class
+        self.world_model_kwargs = dict(world_model_kwargs or {})
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            [256, 256] if net_arch is None else net_arch,
+            activation_fn,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+            n_critics,
+            share_features_extractor,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.flat_observations = FlatObservations(self.observation_space)
+        model_class = get_world_model_class(self.world_model_class)
+        action_dim = get_action_dim(self.action_space)
+        self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(self.device)
+        self.world_model.optimizer = self.optimizer_class(
+            self.world_model.parameter_groups(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> QCritic:
+        critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return QCritic(**critic_kwargs, layer_norm=self.layer_norm).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            layer_norm=self.layer_norm,
+            world_model_class=self.world_model_class,
+            world_model_kwargs=self.world_model_kwargs,
+        )
+        return data
+
+    def set_training_mode(self, mode: bool) -> None:
+        super().set_training_mode(mode)
+        self.world_model.train(mode)
+
+
+MlpPolicy = ValueGradientPolicy
+
+
+class MultiInputPolicy(ValueGradientPolicy):
+    """:class:`ValueGradientPolicy` for Dict observations; the world model sees their parts as one flat vector."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *args: Any,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)

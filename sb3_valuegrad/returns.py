@@ -1,0 +1,44 @@
+"""Value expansions: what a rollout is worth, by horizon. Pure functions of tensors."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch as th
+
+
+@lru_cache(maxsize=256)
+def discounts(gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dtype, device: th.device) -> th.Tensor:
+    """Row k: ``gamma^t`` for t < k, ``gamma^k`` in the last column: what J_k gives r_0 .. r_{steps-1} and Q.
+
+    Constants of a run, made once. In the data's own dtype: ``gamma ** th.arange(n)`` would be float32 whatever the
+    data are, and cost float64 truths 1e-7.
+
+    :return: (K, steps + 1)
+    """
+    rows = [[gamma**t if t < k else 0.0 for t in range(steps)] + [gamma**k] for k in horizons]
+    return th.tensor(rows, dtype=dtype, device=device)
+
+
+def value_expansions(
+    rewards: th.Tensor, alive: th.Tensor, values: th.Tensor, gamma: float, horizons: Sequence[int] | None = None
+) -> th.Tensor:
+    """The value expansions J_k of one rollout, the object that all systems of this package share:
+
+    ``J_k = sum_{t<k} gamma^t c_t r_t  +  gamma^k c_k Q(s_k, a_k)``
+
+    (DVPG eq. 12 and 14, MVE eq. 2, MAAC eq. 3, MPG eq. 8: each without the c_t, which stop the sum where the
+    imagined episode has ended.)
+
+    :param rewards: r_t, (H, N)
+    :param alive: c_t, (H + 1, N)
+    :param values: Q(s_k, a_k) for each k of ``horizons``, (K, N)
+    :param gamma: discount factor
+    :param horizons: the k asked for, each in 0..H; None: all of them, K = H + 1
+    :return: J_k for each k of ``horizons``, (K, N)
+    """
+    steps = len(rewards)
+    chosen = tuple(range(steps + 1)) if horizons is None else tuple(horizons)
+    discount = discounts(gamma, chosen, steps, values.dtype, values.device)
+    last = alive if len(chosen) == steps + 1 else alive[list(chosen)]
+    bootstraps = discount[:, -1:] * last * values
+    return th.addmm(bootstraps, discount[:, :-1], alive[:-1] * rewards)

@@ -1,0 +1,85 @@
+"""Imagined rollouts: where a policy leads inside a differentiable world model.
+
+Tensors in, tensors out. Nothing here knows a network, an optimizer or an algorithm, and nothing here detaches:
+whoever calls decides which parameters receive gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch as th
+
+Policy = Callable[[th.Tensor], th.Tensor]
+
+
+class Rollout(NamedTuple):
+    """``H`` steps from ``N`` start states, time first: row ``t`` is time ``t``."""
+
+    obs: th.Tensor
+    """(H + 1, N, S): s_0 as given, s_1 .. s_H imagined."""
+    actions: th.Tensor
+    """(H + 1, N, A): a_H only feeds the bootstrap."""
+    rewards: th.Tensor
+    """(H, N)"""
+    alive: th.Tensor
+    """(H + 1, N): c_t, the chance that nothing ended before time t; c_0 = 1."""
+
+
+class Dynamics(Protocol):
+    """What a rollout needs of a world model.
+
+    The next state is asked for step by step. Rewards and terminations are asked for once, for all steps together:
+    a network that serves only them is then evaluated in one batch instead of ``H``.
+    """
+
+    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, Any]:
+        """``(N, S), (N, A)`` to the next states ``(N, S)`` and whatever tensor :meth:`outcome` can reuse, or None."""
+
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """``(M, S), (M, A), (M, S)`` to rewards ``(M,)`` and the chances of termination ``(M,)``; None: never."""
+
+
+def imagine(model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later_policy: Policy | None = None) -> Rollout:
+    """Roll the policy through the model: ``s_{t+1}, r_t, d_t = f(s_t, a_t)`` and ``c_{t+1} = c_t (1 - d_t)``.
+
+    Two gradient paths go through the same rollout:
+
+    - all-action path (MAAC, n-step ADP): leave ``later_policy`` out, and ``a_t = policy(s_t)`` for every t;
+    - first-action path (DVG, DVPG, MPG): ``a_0 = policy(s_0)``, and ``a_t = later_policy(s_t)`` for t >= 1, where
+      ``later_policy`` is the same policy with its parameters' gradient stopped (its derivative in the state is kept).
+
+    :param model: the world model
+    :param policy: states (N, S) to actions (N, A)
+    :param obs: start states s_0, (N, S)
+    :param horizon: H, the number of imagined steps; 0 is legal and imagines nothing
+    :param later_policy: the policy from time 1 on; None: ``policy``
+    :return: the rollout, differentiable in everything
+    """
+    later_policy = policy if later_policy is None else later_policy
+    states, actions, hints = [obs], [policy(obs)], []
+    for _ in range(horizon):
+        next_obs, hint = model.transition(states[-1], actions[-1])
+        states.append(next_obs)
+        actions.append(later_policy(next_obs))
+        hints.append(hint)
+    if horizon == 0:
+        return Rollout(obs[None], actions[0][None], obs.new_zeros(0, len(obs)), obs.new_ones(1, len(obs)))
+
+    # Joined from the steps, not cut out of the stacks below: the gradient of a slice fills a whole stack with zeros.
+    hint = None if hints[0] is None else th.cat(hints)
+    rewards, dones = model.outcome(th.cat(states[:-1]), th.cat(actions[:-1]), th.cat(states[1:]), hint)
+    if dones is None:
+        alive = obs.new_ones(horizon + 1, len(obs))
+    else:
+        alive = _survival(dones.view(horizon, -1))
+    return Rollout(th.stack(states), th.stack(actions), rewards.view(horizon, -1), alive)
+
+
+def _survival(dones: th.Tensor) -> th.Tensor:
+    """Chances of termination (H, N) to c_0 .. c_H. A loop, not ``cumprod``: that one's gradient inspects the values."""
+    alive = [th.ones_like(dones[0])]
+    for survives in (1 - dones).unbind():
+        alive.append(alive[-1] * survives)
+    return th.stack(alive)

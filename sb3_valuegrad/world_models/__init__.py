@@ -1,0 +1,23 @@
+"""World models: ``s', r, done = f(s, a)``, learned or given."""
+
+from sb3_valuegrad.world_models.base import Step, Transitions, WorldModel
+from sb3_valuegrad.world_models.mlp import MlpWorldModel
+
+WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {"mlp": MlpWorldModel}
+
+
+def get_world_model_class(name: str | type[WorldModel]) -> type[WorldModel]:
+    """A world model's class from its alias or from itself.
+
+    :raises ValueError: for an unknown alias, or a class that is no :class:`WorldModel`
+    """
+    if isinstance(name, str):
+        if name not in WORLD_MODEL_ALIASES:
+            raise ValueError(f"world_model_class={name!r} is unknown; use one of {list(WORLD_MODEL_ALIASES)} or a class")
+        return WORLD_MODEL_ALIASES[name]
+    if not (isinstance(name, type) and issubclass(name, WorldModel)):
+        raise ValueError(f"world_model_class={name!r} must be an alias or a subclass of sb3_valuegrad's WorldModel")
+    return name
+
+
+__all__ = ["WORLD_MODEL_ALIASES", "MlpWorldModel", "Step", "Transitions", "WorldModel", "get_world_model_class"]

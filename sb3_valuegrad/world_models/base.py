@@ -1,0 +1,81 @@
+"""The interface of every world model: ``s', r, done = f(s, a)``, differentiable, on flat vectors."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+
+
+class Step(NamedTuple):
+    """One model step for N rows."""
+
+    next_obs: th.Tensor
+    """(N, S)"""
+    reward: th.Tensor
+    """(N,)"""
+    done: th.Tensor
+    """(N,): chance that the episode terminates here"""
+
+
+class Transitions(NamedTuple):
+    """Real one-step data for fitting a world model, flat vectors, float32."""
+
+    obs: th.Tensor
+    """(N, S)"""
+    actions: th.Tensor
+    """(N, A), scaled to [-1, 1]"""
+    rewards: th.Tensor
+    """(N,)"""
+    dones: th.Tensor
+    """(N,): 1 where the episode terminated; a time limit is no termination"""
+    next_obs: th.Tensor
+    """(N, S)"""
+    weights: th.Tensor | None = None
+    """(N,): shares in the loss that sum to 1, 0 for rows held out of the fit; None: all rows count the same"""
+
+
+class WorldModel(nn.Module, ABC):
+    """A world model is one more network of the policy, with its own optimizer.
+
+    Observations are flat vectors and actions are scaled to [-1, 1], as the policy emits and the replay buffer stores
+    them. :meth:`transition` and :meth:`outcome` together are ``f``; they are apart because a rollout needs the states
+    one after the other, but the rewards only once (see :class:`sb3_valuegrad.rollouts.Dynamics`).
+
+    :param obs_dim: S, length of a flat observation
+    :param action_dim: A, number of actions
+    """
+
+    optimizer: th.optim.Optimizer
+
+    def __init__(self, obs_dim: int, action_dim: int):
+        super().__init__()
+        self.obs_dim = obs_dim
+        self.action_dim = action_dim
+
+    @abstractmethod
+    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """Next states (N, S), and a tensor of N rows that :meth:`outcome` can reuse (or None)."""
+
+    @abstractmethod
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """Rewards (M,), and chances of termination (M,); None where termination is not modelled."""
+
+    @abstractmethod
+    def losses(self, data: Transitions) -> dict[str, th.Tensor]:
+        """Losses to minimise by their sum, by name (for the log); scalars."""
+
+    def observe(self, data: Transitions) -> None:
+        """Take note of data before it is fitted (running statistics); called under ``no_grad``."""
+
+    def step(self, obs: th.Tensor, actions: th.Tensor) -> Step:
+        """``s', r, done = f(s, a)`` for N rows."""
+        next_obs, hint = self.transition(obs, actions)
+        reward, done = self.outcome(obs, actions, next_obs, hint)
+        return Step(next_obs, reward, th.zeros_like(reward) if done is None else done)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer is built from."""
+        return [{"params": list(self.parameters())}]

@@ -1,0 +1,194 @@
+"""Deterministic world model of multi-layer perceptrons."""
+
+from collections.abc import Callable
+
+import torch as th
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.scaling import RunningScaler
+
+OutcomeFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
+
+
+class MlpWorldModel(WorldModel):
+    """Deterministic world model: the next state, the reward and the chance of termination from ``(s, a)``.
+
+    The default learns best: one network for all heads, inputs and targets on unit scale, the change of the state as
+    target. The DVPG paper's model (App. C) is
+    ``dict(net_arch=[64, 64], activation_fn=nn.ReLU, share_network=False, normalize=False, predict_change=False,
+    weight_decay=1e-4, termination="none")``: separate networks for reward and transition, squared error, an L2 term
+    whose size the paper does not give.
+
+    :param obs_dim: S, length of a flat observation
+    :param action_dim: A, number of actions
+    :param net_arch: units of each hidden layer
+    :param activation_fn: smooth ones (SiLU) give smoother value gradients
+    :param share_network: one network with all heads; False: one network for each
+    :param normalize: scale inputs and targets by running statistics
+    :param predict_change: the network predicts ``s' - s``; False: ``s'``
+    :param weight_decay: L2 term, passed to the optimizer
+    :param reward_fn: the reward if it is known, a differentiable torch function of
+        (obs (N, S), actions (N, A) in [-1, 1], next_obs (N, S)) to (N,); None: learned
+    :param termination: "learned", "none", or a torch function like ``reward_fn`` that gives chances in [0, 1]
+    :raises ValueError: for an unknown ``termination`` and for functions whose result has the wrong shape
+    """
+
+    seen_dones: th.Tensor
+    seen_rows: th.Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        net_arch: tuple[int, ...] | list[int] = (256, 256),
+        activation_fn: type[nn.Module] = nn.SiLU,
+        share_network: bool = True,
+        normalize: bool = True,
+        predict_change: bool = True,
+        weight_decay: float = 0.0,
+        reward_fn: OutcomeFunction | None = None,
+        termination: str | OutcomeFunction = "learned",
+    ):
+        super().__init__(obs_dim, action_dim)
+        if isinstance(termination, str) and termination not in ("learned", "none"):
+            raise ValueError(f'termination={termination!r}: use "learned", "none" or a torch function')
+        self.normalize, self.predict_change, self.weight_decay = normalize, predict_change, weight_decay
+        self.reward_fn = self._checked("reward_fn", reward_fn)
+        self.termination_fn = None if isinstance(termination, str) else self._checked("termination", termination)
+        self.learns_reward = reward_fn is None
+        self.learns_termination = termination == "learned"
+        heads = [obs_dim, int(self.learns_reward), int(self.learns_termination)]
+        if share_network:
+            heads = [sum(heads)]
+        self.networks = nn.ModuleList(
+            nn.Sequential(*create_mlp(obs_dim + action_dim, head, list(net_arch), activation_fn)) for head in heads if head
+        )
+        self.share_network = share_network
+        if normalize:
+            self.input_scaler = RunningScaler(obs_dim + action_dim)
+            self.target_scaler = RunningScaler(obs_dim + 1)
+        # Counts of terminations and rows seen, as floats.
+        self.register_buffer("seen_dones", th.zeros(()))
+        self.register_buffer("seen_rows", th.zeros(()))
+
+    def _checked(self, name: str, function: OutcomeFunction | None) -> OutcomeFunction | None:
+        """Try a given function on three rows before anything is trained with it."""
+        if function is None:
+            return None
+        rows = 3
+        with th.no_grad():
+            result = function(th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim))
+        shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
+        if shape != (rows,):
+            raise ValueError(
+                f"{name}={function!r}: for obs ({rows}, {self.obs_dim}), actions ({rows}, {self.action_dim}) and next_obs "
+                f"({rows}, {self.obs_dim}) it must return a tensor of shape ({rows},), one value a row, but gave {shape}"
+            )
+        return function
+
+    def _inputs(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        inputs = th.cat([obs, actions], dim=1)
+        return self.input_scaler.scale(inputs) if self.normalize else inputs
+
+    def _next_obs(self, obs: th.Tensor, output: th.Tensor) -> th.Tensor:
+        if self.normalize:
+            scaler = self.target_scaler
+            output = th.addcmul(scaler.mean[: self.obs_dim], output, scaler.std[: self.obs_dim])
+        return obs + output if self.predict_change else output
+
+    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """Next states (N, S); the hint is the shared network's other heads, or None."""
+        output = self.networks[0](self._inputs(obs, actions))
+        if not self.share_network:
+            return self._next_obs(obs, output), None
+        return self._next_obs(obs, output[:, : self.obs_dim]), output[:, self.obs_dim :]
+
+    def _outcome_heads(self, obs: th.Tensor, actions: th.Tensor, hint: th.Tensor | None) -> list[th.Tensor]:
+        """Raw outputs of the learned reward and termination heads, in this order, each (M,)."""
+        if hint is not None:
+            return list(hint.unbind(1))
+        if len(self.networks) == 1:
+            return []
+        inputs = self._inputs(obs, actions)
+        return [network(inputs).squeeze(1) for network in list(self.networks)[1:]]
+
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """Rewards (M,) and chances of termination (M,)."""
+        heads = self._outcome_heads(obs, actions, hint)
+        if self.reward_fn is not None:
+            rewards = self.reward_fn(obs, actions, next_obs)
+        elif self.normalize:
+            rewards = heads[0] * self.target_scaler.std[-1] + self.target_scaler.mean[-1]
+        else:
+            rewards = heads[0]
+        if self.termination_fn is not None:
+            return rewards, self.termination_fn(obs, actions, next_obs)
+        return rewards, self._termination(heads[-1]) if self.learns_termination else None
+
+    def _termination(self, logits: th.Tensor) -> th.Tensor:
+        """The chance of termination. The loss balances the classes, so the log-odds are shifted back to the rate that
+        was seen; before any was seen the chance is zero, not half."""
+        of_done, of_alive = self._class_weights()
+        return th.sigmoid(logits - (of_done / of_alive).log()) * (self.seen_dones > 0)
+
+    def _class_weights(self) -> tuple[th.Tensor, th.Tensor]:
+        """Weights in the loss of a terminating row and of another one: equal in sum, up to a factor of 200 a row."""
+        rate = (self.seen_dones / self.seen_rows.clamp(min=1)).clamp(0.0025, 0.9975)
+        return 0.5 / rate, 0.5 / (1 - rate)
+
+    def observe(self, data: Transitions) -> None:
+        """Running scales, and the rate of terminations."""
+        if self.normalize:
+            self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
+            self.target_scaler.update(th.cat([self._state_target(data), data.rewards[:, None]], dim=1))
+        if self.learns_termination:
+            self.seen_dones += data.dones.sum()
+            self.seen_rows += len(data.dones)
+
+    def _state_target(self, data: Transitions) -> th.Tensor:
+        return data.next_obs - data.obs if self.predict_change else data.next_obs
+
+    def losses(self, data: Transitions) -> dict[str, th.Tensor]:
+        """Squared errors of state and reward (in scaled units where scaled), balanced cross-entropy of termination.
+
+        DVPG, App. C: ``sum_j ||T(s_j, a_j) - s_{j+1}||^2 / n`` and ``sum_j (r(s_j, a_j) - r_j)^2 / n``; scaled targets
+        are averaged over the state's dimensions, so that the loss does not grow with them.
+        """
+        output = self.networks[0](self._inputs(data.obs, data.actions))
+        hint = output[:, self.obs_dim :] if self.share_network else None
+        heads = self._outcome_heads(data.obs, data.actions, hint)
+        state_target, reward_target = self._state_target(data), data.rewards
+        if self.normalize:
+            targets = self.target_scaler.scale(th.cat([state_target, reward_target[:, None]], dim=1))
+            state_target, reward_target = targets[:, :-1], targets[:, -1]
+        errors = (output[:, : self.obs_dim] - state_target).square()
+        losses = {"model_state_loss": _mean(errors.mean(1) if self.normalize else errors.sum(1), data.weights)}
+        if self.learns_reward:
+            losses["model_reward_loss"] = _mean((heads[0] - reward_target).square(), data.weights)
+        if self.learns_termination:
+            losses["model_done_loss"] = self._termination_loss(heads[-1], data)
+        return losses
+
+    def _termination_loss(self, logits: th.Tensor, data: Transitions) -> th.Tensor:
+        """Cross-entropy in which both classes weigh the same over the data seen; zero while no termination was seen."""
+        of_done, of_alive = self._class_weights()
+        balance = th.where(data.dones > 0, of_done, of_alive)
+        loss = F.binary_cross_entropy_with_logits(logits, data.dones, reduction="none") * balance
+        return _mean(loss, data.weights) * (self.seen_dones > 0)
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """One group; the L2 term is the optimizer's weight decay."""
+        group: dict[str, object] = {"params": list(self.parameters())}
+        if self.weight_decay:
+            group["weight_decay"] = self.weight_decay
+        return [group]
+
+
+def _mean(per_row: th.Tensor, weights: th.Tensor | None) -> th.Tensor:
+    """Mean over the rows that count."""
+    return per_row.mean() if weights is None else per_row @ weights
