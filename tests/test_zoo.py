@@ -165,8 +165,8 @@ def test_plots(run: Path) -> None:
     common = ["-e", "Pendulum-v1", "-f"]
     python(run, *OURS, "plot_train", "-a", "dvpg", *common, "logs", "-w", "1")
     python(run, *OURS, "all_plots", "-a", "dvpg", *common, "logs", "--no-display", "-o", "results", "-max", "400")
-    python(run, *OURS, "plot_from_file", "-i", "results.pkl", "--skip-timesteps", "-l", "DVPG", "-o", "figure.png")
-    assert (run / "results.pkl").is_file()
+    python(run, *OURS, "plot_from_file", "-i", "results.pkl", "-l", "DVPG", "-o", "figure.svg")
+    assert (run / "figure.svg").is_file()
 
 
 def test_record_video(run: Path) -> None:
@@ -213,8 +213,8 @@ def test_optimize_with_two_workers_and_train_a_trial(tmp_path: Path) -> None:
     trials = optuna.load_study(study_name="pendulum", storage=storage).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
 
-    python(tmp_path, *OURS, "train", *TINY, *study, "--trial-id", "1", "--eval-freq", "-1", "-n", "105")
-    model = DVPG.load(tmp_path / "logs/dvpg/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    python(tmp_path, *OURS, "train", *TINY, *study, "--trial-id", "1", "--eval-freq", "-1", "-n", "105", "-f", "trial")
+    model = DVPG.load(tmp_path / "trial/dvpg/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
     assert model.horizon == trials[1].params["horizon"] and model.lambda_ == trials[1].params["lambda_"]
     assert model.policy.world_model_kwargs["termination"] == "none"
     assert (model.action_noise is None) == (trials[1].params["noise_type"] is None)
