@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -162,9 +163,12 @@ def test_benchmark(run: Path) -> None:
 
 
 def test_plots(run: Path) -> None:
-    common = ["-e", "Pendulum-v1", "-f"]
-    python(run, *OURS, "plot_train", "-a", "dvpg", *common, "logs", "-w", "1")
-    python(run, *OURS, "all_plots", "-a", "dvpg", *common, "logs", "--no-display", "-o", "results", "-max", "400")
+    """RL Zoo's plot_from_file needs two runs."""
+    for index in (1, 2):
+        shutil.copytree(run / "logs/dvpg/Pendulum-v1_1", run / f"two/dvpg/Pendulum-v1_{index}")
+    common = ["-e", "Pendulum-v1", "-f", "two"]
+    python(run, *OURS, "plot_train", "-a", "dvpg", *common, "-w", "1")
+    python(run, *OURS, "all_plots", "-a", "dvpg", *common, "--no-display", "-o", "results", "-max", "400")
     python(run, *OURS, "plot_from_file", "-i", "results.pkl", "-l", "DVPG", "-o", "figure.svg")
     assert (run / "figure.svg").is_file()
 
