@@ -30,7 +30,7 @@ train: $(STAMP)
 	$(BIN)/sb3-valuegrad train --algo dvpg --env $(ENV) -n $(N_TIMESTEPS) --eval-freq $(EVAL_FREQ) \
 	  --num-threads 1 --device cpu --seed $(SEED) -f $(LOGS) --progress
 	@$(BIN)/sb3-valuegrad report --algo dvpg --env $(ENV) -f $(LOGS) \
-	  $(if $(filter HalfCheetah-v5,$(ENV)),--baseline benchmarks/results/halfcheetah.csv)
+	  $(if $(filter HalfCheetah-v5,$(ENV)),$(addprefix --baseline ,$(wildcard benchmarks/results/halfcheetah.csv)))
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
