@@ -71,7 +71,8 @@ def _make_schedules(hyperparams: dict[str, Any]) -> None:
 
     for key in SCHEDULES:
         if isinstance(hyperparams.get(key), str):
-            hyperparams[key] = SimpleLinearSchedule(float(hyperparams[key].split("_")[1]))
+            _, initial_value = hyperparams[key].split("_")
+            hyperparams[key] = SimpleLinearSchedule(float(initial_value))
 
 
 def _reads_our_yaml(original: Any) -> Any:

@@ -57,9 +57,9 @@ def convert_params(sampled: Params) -> Params:
     policy_kwargs = {key: params.pop(key) for key in POLICY_PARAMS if key in params}
     for prefix, kwargs in (("", policy_kwargs), ("model_", model_kwargs)):
         if f"{prefix}net_arch" in params:
-            kwargs["net_arch"] = NET_ARCHS[params.pop(f"{prefix}net_arch")]
+            kwargs["net_arch"] = list(NET_ARCHS[params.pop(f"{prefix}net_arch")])
     if "activation_fn" in params:
-        # Policy and model differ in nothing the sampler knows of: value gradients pass through both.
+        # One for policy and model: value gradients pass through both.
         policy_kwargs["activation_fn"] = ACTIVATIONS[params.pop("activation_fn")]
         if model_kwargs:
             model_kwargs["activation_fn"] = policy_kwargs["activation_fn"]
