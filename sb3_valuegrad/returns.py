@@ -37,8 +37,9 @@ def value_expansions(
     :return: J_k for each k of ``horizons``, (K, N)
     """
     steps = len(rewards)
-    chosen = tuple(range(steps + 1)) if horizons is None else tuple(horizons)
+    everything = tuple(range(steps + 1))
+    chosen = everything if horizons is None else tuple(horizons)
     discount = discounts(gamma, chosen, steps, values.dtype, values.device)
-    last = alive if len(chosen) == steps + 1 else alive[list(chosen)]
+    last = alive if chosen == everything else alive[list(chosen)]
     bootstraps = discount[:, -1:] * last * values
     return th.addmm(bootstraps, discount[:, :-1], alive[:-1] * rewards)

@@ -44,10 +44,12 @@ class DVPG(DeterministicValueGradient):
         super()._check_arguments()
         if not 0 <= self.lambda_ <= 1:
             raise ValueError(f"lambda_={self.lambda_} must be in [0, 1]; the paper uses 0.1, and 0 is DDPG")
-        if self.lambda_ == 1:
+        if self.lambda_ == 1 and self.horizon > 0:
             warnings.warn("lambda_=1 gives every expansion the weight 1 - lambda_ = 0: the policy will not learn")
 
     def _expansion_weights(self) -> dict[int, float]:
-        """Eq. 14."""
+        """Eq. 14; with no horizon DDPG's objective itself, not its ``1 - lambda`` fold."""
+        if self.horizon == 0:
+            return {0: 1.0}
         weights = geometric_weights(self.lambda_, self.horizon).tolist()
         return {k: weight for k, weight in enumerate(weights) if weight != 0 or k == 0}

@@ -1,0 +1,18 @@
+"""What every test is held to."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch as th
+
+
+def _torch_state() -> tuple[object, ...]:
+    return th.get_default_dtype(), th.get_num_threads(), th.is_grad_enabled(), th.are_deterministic_algorithms_enabled()
+
+
+@pytest.fixture(autouse=True)
+def torch_state_is_left_alone() -> Iterator[None]:
+    """No test changes torch's global state: the next one would pass or fail for another's reasons."""
+    before = _torch_state()
+    yield
+    assert _torch_state() == before
