@@ -1,6 +1,7 @@
 """DVPG(lambda, K)."""
 
 import warnings
+from functools import lru_cache
 from typing import Any
 
 from stable_baselines3.common.type_aliases import GymEnv
@@ -48,8 +49,13 @@ class DVPG(DeterministicValueGradient):
             warnings.warn("lambda_=1 gives every expansion the weight 1 - lambda_ = 0: the policy will not learn")
 
     def _expansion_weights(self) -> dict[int, float]:
-        """Eq. 14; with no horizon DDPG's objective itself, not its ``1 - lambda`` fold."""
-        if self.horizon == 0:
-            return {0: 1.0}
-        weights = geometric_weights(self.lambda_, self.horizon).tolist()
-        return {k: weight for k, weight in enumerate(weights) if weight != 0 or k == 0}
+        return _weights(self.lambda_, self.horizon)
+
+
+@lru_cache(maxsize=64)
+def _weights(lambda_: float, horizon: int) -> dict[int, float]:
+    """Eq. 14; with no horizon DDPG's objective itself, not its ``1 - lambda`` fold."""
+    if horizon == 0:
+        return {0: 1.0}
+    weights = geometric_weights(lambda_, horizon).tolist()
+    return {k: weight for k, weight in enumerate(weights) if weight != 0 or k == 0}

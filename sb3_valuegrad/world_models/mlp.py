@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.networks import ParallelMlp
 from sb3_valuegrad.world_models.scaling import RunningScaler
 
 OutcomeFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -60,13 +61,16 @@ class MlpWorldModel(WorldModel):
         self.termination_fn = None if isinstance(termination, str) else self._checked("termination", termination)
         self.learns_reward = reward_fn is None
         self.learns_termination = termination == "learned"
-        heads = [obs_dim, int(self.learns_reward), int(self.learns_termination)]
-        if share_network:
-            heads = [sum(heads)]
-        self.networks = nn.ModuleList(
-            nn.Sequential(*create_mlp(obs_dim + action_dim, head, list(net_arch), activation_fn)) for head in heads if head
-        )
+        extra_heads = int(self.learns_reward) + int(self.learns_termination)
         self.share_network = share_network
+        self.network: nn.Module
+        if share_network:
+            self.network = nn.Sequential(
+                *create_mlp(obs_dim + action_dim, obs_dim + extra_heads, list(net_arch), activation_fn)
+            )
+        else:
+            # Of the reward's and the termination's networks only the first output counts.
+            self.network = ParallelMlp(1 + extra_heads, obs_dim + action_dim, obs_dim, net_arch, activation_fn)
         if normalize:
             self.input_scaler = RunningScaler(obs_dim + action_dim)
             self.target_scaler = RunningScaler(obs_dim + 1)
@@ -93,32 +97,26 @@ class MlpWorldModel(WorldModel):
         inputs = th.cat([obs, actions], dim=1)
         return self.input_scaler.scale(inputs) if self.normalize else inputs
 
-    def _next_obs(self, obs: th.Tensor, output: th.Tensor) -> th.Tensor:
+    def _heads(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Raw outputs: for the state (N, S), and for what else is learned (reward, termination, in this order) (N, E)."""
+        output = self.network(inputs)
+        if self.share_network:
+            return output[:, : self.obs_dim], output[:, self.obs_dim :]
+        return output[0], output[1:, :, 0].t()
+
+    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """Next states (N, S), and the raw outputs of the other heads (N, E)."""
+        output, others = self._heads(self._inputs(obs, actions))
         if self.normalize:
             scaler = self.target_scaler
             output = th.addcmul(scaler.mean[: self.obs_dim], output, scaler.std[: self.obs_dim])
-        return obs + output if self.predict_change else output
-
-    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-        """Next states (N, S); the hint is the shared network's other heads, or None."""
-        output = self.networks[0](self._inputs(obs, actions))
-        if not self.share_network:
-            return self._next_obs(obs, output), None
-        return self._next_obs(obs, output[:, : self.obs_dim]), output[:, self.obs_dim :]
-
-    def _separate_heads(self, inputs: th.Tensor) -> list[th.Tensor]:
-        """Raw outputs of the separate reward and termination networks, those of them that are learned, each (M,)."""
-        return [network(inputs).squeeze(1) for network in list(self.networks)[1:]]
+        return obs + output if self.predict_change else output, others
 
     def outcome(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """Rewards (M,) and chances of termination (M,)."""
-        learned = self.learns_reward or self.learns_termination
-        if hint is not None:
-            heads = list(hint.unbind(1))
-        else:
-            heads = self._separate_heads(self._inputs(obs, actions)) if learned else []
+        heads = () if hint is None else hint.unbind(1)
         if self.reward_fn is not None:
             rewards = self.reward_fn(obs, actions, next_obs)
         elif self.normalize:
@@ -158,19 +156,17 @@ class MlpWorldModel(WorldModel):
         DVPG, App. C: ``sum_j ||T(s_j, a_j) - s_{j+1}||^2 / n`` and ``sum_j (r(s_j, a_j) - r_j)^2 / n``; scaled targets
         are averaged over the state's dimensions, so that the loss does not grow with them.
         """
-        inputs = self._inputs(data.obs, data.actions)
-        output = self.networks[0](inputs)
-        heads = list(output[:, self.obs_dim :].unbind(1)) if self.share_network else self._separate_heads(inputs)
+        output, others = self._heads(self._inputs(data.obs, data.actions))
         state_target, reward_target = self._state_target(data), data.rewards
         if self.normalize:
             targets = self.target_scaler.scale(th.cat([state_target, reward_target[:, None]], dim=1))
             state_target, reward_target = targets[:, :-1], targets[:, -1]
         scale = 1 / self.obs_dim if self.normalize else 1.0
-        losses = {"model_state_loss": _squared_error(output[:, : self.obs_dim], state_target, data.weights, scale)}
+        losses = {"model_state_loss": _squared_error(output, state_target, data.weights, scale)}
         if self.learns_reward:
-            losses["model_reward_loss"] = _squared_error(heads[0], reward_target, data.weights)
+            losses["model_reward_loss"] = _squared_error(others[:, 0], reward_target, data.weights)
         if self.learns_termination:
-            losses["model_done_loss"] = self._termination_loss(heads[-1], data)
+            losses["model_done_loss"] = self._termination_loss(others[:, -1], data)
         return losses
 
     def _termination_loss(self, logits: th.Tensor, data: Transitions) -> th.Tensor:

@@ -1,0 +1,42 @@
+"""Several networks of one shape, evaluated together."""
+
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+
+class ParallelMlp(nn.Module):
+    """``M`` separate multi-layer perceptrons of the same shape, as batched matrix products.
+
+    Each member is initialised as PyTorch initialises its own ``nn.Linear`` layers.
+
+    :param members: M
+    :param input_dim: length of an input row, the same for all members
+    :param output_dim: length of an output row of each member
+    :param net_arch: units of each hidden layer
+    :param activation_fn: after each hidden layer
+    """
+
+    def __init__(
+        self, members: int, input_dim: int, output_dim: int, net_arch: Sequence[int], activation_fn: type[nn.Module]
+    ):
+        super().__init__()
+        self.members = members
+        sizes = [input_dim, *net_arch, output_dim]
+        layers = [
+            [nn.Linear(size, next_size) for _ in range(members)]
+            for size, next_size in zip(sizes[:-1], sizes[1:], strict=True)
+        ]
+        self.weights = nn.ParameterList(th.stack([linear.weight.detach().t() for linear in layer]) for layer in layers)
+        self.biases = nn.ParameterList(th.stack([linear.bias.detach()[None] for linear in layer]) for layer in layers)
+        self.activation = activation_fn()
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Rows for all members (N, input_dim), or for each its own (M, N, input_dim), to (M, N, output_dim)."""
+        hidden = inputs.expand(self.members, *inputs.shape) if inputs.dim() == 2 else inputs
+        *layers, last = zip(self.biases, self.weights, strict=True)
+        for bias, weight in layers:
+            hidden = self.activation(th.baddbmm(bias, hidden, weight))
+        bias, weight = last
+        return th.baddbmm(bias, hidden, weight)
