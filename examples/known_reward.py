@@ -44,9 +44,9 @@ def main() -> None:
     print(f"largest difference from the environment's reward: {largest_difference():.1e}")
     policy_kwargs = {"world_model_kwargs": {"reward_fn": pendulum_reward, "termination": "none"}}
     model = DVPG("MlpPolicy", "Pendulum-v1", horizon=2, policy_kwargs=policy_kwargs, seed=0, device="cpu")
-    model.learn(3000)
+    model.learn(4000)
     mean, std = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=10)
-    print(f"return after 3000 steps: {mean:.0f} +- {std:.0f}")
+    print(f"return after 4000 steps: {mean:.0f} +- {std:.0f}")
 
 
 if __name__ == "__main__":

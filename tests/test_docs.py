@@ -5,6 +5,7 @@ is left out.
 """
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,8 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in anchors, f"{page}: {target} is none of {sorted(anchors)}"
+
+
+def test_the_known_reward_is_the_environments() -> None:
+    example = runpy.run_path(str(ROOT / "examples/known_reward.py"))
+    assert example["largest_difference"](steps=250) < 1e-4

@@ -28,7 +28,7 @@ def report() -> ModuleType:
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """ "A" has five seeds; of "B" one seed is done and one is under way; "C" has negative returns."""
-    finals = {"A": [1000, 200, 400, 900, 300], "B": [150], "C": [-200.0, -100.0]}
+    finals: dict[str, list[float]] = {"A": [1000, 200, 400, 900, 300], "B": [150], "C": [-200.0, -100.0]}
     path = tmp_path / "synthetic.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
