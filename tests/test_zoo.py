@@ -286,6 +286,12 @@ def test_hindsight_replay_is_sampled_into_its_arguments() -> None:
 # ---------------------------------------------------------------- YAML
 
 
+def test_every_algorithm_has_sampler_and_yaml() -> None:
+    assert search.SAMPLERS.keys() == sb3_valuegrad.zoo.ALGORITHMS.keys()
+    files = [f"{folder}{name}" for name in sb3_valuegrad.zoo.ALGORITHMS for folder in ("", "paper/")]
+    assert all(hyperparams_file(file).is_file() for file in files)
+
+
 TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidStandup", "InvertedPendulum"]
 
 

@@ -91,9 +91,10 @@ def command_name() -> str:
 def closing_lines(run: Path, algo: str, env: str, folder: str, picture: Path) -> list[str]:
     """Where everything is and how to replay it."""
     command = command_name()
-    flags = f"--algo {algo} --env {env} -f {folder} --exp-id {run.name.rsplit('_', 1)[1]} --load-best"
+    name, exp_id = run.name.rsplit("_", 1)
+    flags = f"--algo {algo} --env {env} -f {folder} --exp-id {exp_id} --load-best"
     return [
-        f"Model:          {run / (env + '.zip')} (best evaluation: {run / 'best_model.zip'})",
+        f"Model:          {run / (name + '.zip')} (best evaluation: {run / 'best_model.zip'})",
         f"Learning curve: {picture}",
         f"Replay:         {command} enjoy {flags}",
         f"Video, no display needed: MUJOCO_GL=egl {command} record_video {flags}",
