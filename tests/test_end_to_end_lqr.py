@@ -119,6 +119,7 @@ def test_the_optimum_is_the_riccati_one() -> None:
     assert cost(lambda state: 0 * state[:, :1]) > 1.5 * optimal_cost()  # there is something to learn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "arguments"),
     [(DVG, {"horizon": 5}), (DVPG, {"horizon": 3, "lambda_": 0.5})],

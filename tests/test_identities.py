@@ -46,7 +46,12 @@ def pair(
 ) -> tuple[TD3, DeterministicValueGradient]:
     """SB3's algorithm and ours with equal networks, optimizers, experience and arguments."""
     is_td3 = theirs_class is TD3
-    common = {"n_critics": 2 if is_td3 else 1, "activation_fn": nn.ReLU, "optimizer_kwargs": {"foreach": False}, **policy_kwargs}
+    common = {
+        "n_critics": 2 if is_td3 else 1,
+        "activation_fn": nn.ReLU,
+        "optimizer_kwargs": {"foreach": False},
+        **policy_kwargs,
+    }
     theirs = make(theirs_class, learning_rate=1e-3, policy_kwargs=dict(common))
     ours = make(
         ours_class,

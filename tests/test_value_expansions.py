@@ -30,7 +30,13 @@ def expand(rollout: Rollout, critic: Critic, gamma: float, horizons: list[int] |
 
 
 def gradient(
-    model: Dynamics, critic: Critic, K: th.Tensor, obs: th.Tensor, gamma: float, weights: dict[int, float], all_actions: bool = False
+    model: Dynamics,
+    critic: Critic,
+    K: th.Tensor,
+    obs: th.Tensor,
+    gamma: float,
+    weights: dict[int, float],
+    all_actions: bool = False,
 ) -> th.Tensor:
     """Gradient of ``mean_s sum_k w_k J_k(s)`` in the gain, along one of the two paths."""
     theta = K.clone().requires_grad_()
@@ -176,7 +182,10 @@ def test_all_action_gradient_is_the_truncated_sum(exact: Exact, horizon: int) ->
 def test_all_action_gradient_tends_to_the_policy_gradient(exact: Exact) -> None:
     system, K, truth, obs = exact
     errors = [
-        (gradient(system, truth.Q, K, obs, system.gamma, {horizon: 1.0}, all_actions=True) - truth.dV_dK(obs)).abs().max().item()
+        (gradient(system, truth.Q, K, obs, system.gamma, {horizon: 1.0}, all_actions=True) - truth.dV_dK(obs))
+        .abs()
+        .max()
+        .item()
         for horizon in (0, 10, 30, 300)
     ]
     assert errors == sorted(errors, reverse=True) and errors[0] > 0.1 and errors[-1] < 1e-9
