@@ -75,9 +75,6 @@ def run_one(study_name: str, system: str, seed: int) -> None:
 
 def append(path: Path, row: list[Any]) -> None:
     """One short write in append mode: several processes may share the file."""
-    path.parent.mkdir(exist_ok=True)
-    if not path.exists():
-        path.write_text(",".join(FIELDS) + "\n")
     with path.open("a", newline="") as file:
         csv.writer(file).writerow(row)
 
@@ -86,7 +83,8 @@ def finished(study_name: str, study: Study) -> set[tuple[str, int]]:
     """The runs that reached the study's last step; the rows of those that did not are dropped from the file."""
     path = RESULTS / f"{study_name}.csv"
     if not path.exists():
-        return set()
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(",".join(FIELDS) + "\n")
     with path.open() as file:
         rows = list(csv.DictReader(file))
     last_step = study.steps // study.eval_freq * study.eval_freq

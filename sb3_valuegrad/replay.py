@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class PackedReplayBuffer(ReplayBuffer):
-    """SB3's replay buffer with each transition in one float32 row ``[s, a, r, done, s']``.
+    """SB3's replay buffer with each transition in one float32 row ``[s, a, r, terminated, s']``.
 
     A minibatch is one gather instead of five, and ``[s, a]`` is a view of it. The arrays that SB3's buffer has
     (``observations``, ``actions``, ...) are views of the rows, so everything that reads or writes them keeps working.
@@ -54,6 +54,7 @@ class PackedReplayBuffer(ReplayBuffer):
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.obs_dim = int(np.prod(self.obs_shape))
         self.rows = np.zeros((self.buffer_size, n_envs, 2 * self.obs_dim + self.action_dim + 2), dtype=np.float32)
+        self.dones = np.zeros((self.buffer_size, n_envs), dtype=np.float32)
         self.timeouts = np.zeros((self.buffer_size, n_envs), dtype=np.float32)
         self._create_views()
 
@@ -63,25 +64,27 @@ class PackedReplayBuffer(ReplayBuffer):
         self.observations = _as_view(self.rows[:, :, :act], (size, n_envs, *self.obs_shape))
         self.actions = self.rows[:, :, act:reward]
         self.rewards = self.rows[:, :, reward]
-        self.dones = self.rows[:, :, reward + 1]
         self.next_observations = _as_view(self.rows[:, :, reward + 2 :], (size, n_envs, *self.obs_shape))
         self._tensor = th.from_numpy(self.rows).view(size * n_envs, -1)
 
     def __getstate__(self) -> dict[str, Any]:
-        views = {"observations", "actions", "rewards", "dones", "next_observations", "_tensor"}
+        views = {"observations", "actions", "rewards", "next_observations", "_tensor"}
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._create_views()
 
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """Store one step of all environments, as :class:`ReplayBuffer` does."""
+        pos = self.pos
+        super().add(*args, **kwargs)
+        # The row holds the termination: an episode's end that is no time limit.
+        self.rows[pos, :, self.obs_dim + self.action_dim + 1] = self.dones[pos] * (1 - self.timeouts[pos])
+
     def gather(self, indices: np.ndarray) -> th.Tensor:
-        """Rows (N, 2 S + A + 2) of flat indices (step * n_envs + env), with time limits taken out of ``done``."""
-        rows = self._tensor[th.from_numpy(indices)]
-        timeouts = self.timeouts.reshape(-1)[indices]
-        if timeouts.any():
-            rows[:, self.obs_dim + self.action_dim + 1] *= th.from_numpy(1 - timeouts)
-        return rows.to(self.device)
+        """Rows (N, 2 S + A + 2) of flat indices (step * n_envs + env)."""
+        return self._tensor.index_select(0, th.from_numpy(indices)).to(self.device)
 
 
 def _as_view(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -159,7 +162,8 @@ class Sampler:
     def _weights(self, steps: np.ndarray, device: th.device) -> th.Tensor | None:
         if self.validation_fraction == 0:
             return None
-        return th.from_numpy((~is_held_out(steps, self.validation_fraction)).astype(np.float32)).to(device)
+        counts = (~is_held_out(steps, self.validation_fraction)).astype(np.float32)
+        return th.from_numpy(counts / max(counts.sum(), 1.0)).to(device)
 
     def _transitions(self, samples: ReplayBufferSamples, weights: th.Tensor | None) -> Transitions:
         flatten = self.flat.flatten

@@ -1,16 +1,22 @@
 """Value expansions: what a rollout is worth, by horizon. Pure functions of tensors."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch as th
 
 
-def discounts(gamma: float, length: int, like: th.Tensor) -> th.Tensor:
-    """``gamma^0 .. gamma^(length-1)`` as a column (length, 1), in the dtype and on the device of ``like``.
+@lru_cache(maxsize=256)
+def discounts(gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dtype, device: th.device) -> th.Tensor:
+    """Row k: ``gamma^t`` for t < k, ``gamma^k`` in the last column: what J_k gives r_0 .. r_{steps-1} and Q.
 
-    The dtype matters: ``gamma ** th.arange(n)`` is float32 whatever the data are, and costs float64 truths 1e-7.
+    Constants of a run, made once. In the data's own dtype: ``gamma ** th.arange(n)`` would be float32 whatever the
+    data are, and cost float64 truths 1e-7.
+
+    :return: (K, steps + 1)
     """
-    return (gamma ** th.arange(length, dtype=like.dtype, device=like.device))[:, None]
+    rows = [[gamma**t if t < k else 0.0 for t in range(steps)] + [gamma**k] for k in horizons]
+    return th.tensor(rows, dtype=dtype, device=device)
 
 
 def value_expansions(
@@ -30,10 +36,10 @@ def value_expansions(
     :param horizons: the k asked for, each in 0..H; None: all of them, K = H + 1
     :return: J_k for each k of ``horizons``, (K, N)
     """
-    weights = discounts(gamma, len(alive), values) * alive
-    collected = th.cat([th.zeros_like(values[:1]), (weights[:-1] * rewards).cumsum(0)])
-    everything = list(range(len(alive)))
-    chosen = everything if horizons is None else list(horizons)
-    if chosen == everything:
-        return collected + weights * values
-    return collected[chosen] + weights[chosen] * values
+    steps = len(rewards)
+    everything = tuple(range(steps + 1))
+    chosen = everything if horizons is None else tuple(horizons)
+    discount = discounts(gamma, chosen, steps, values.dtype, values.device)
+    last = alive if chosen == everything else alive[list(chosen)]
+    bootstraps = discount[:, -1:] * last * values
+    return th.addmm(bootstraps, discount[:, :-1], alive[:-1] * rewards)

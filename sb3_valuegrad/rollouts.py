@@ -64,22 +64,26 @@ def imagine(model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later
         states.append(next_obs)
         actions.append(later_policy(next_obs))
         hints.append(hint)
-    alive = obs.new_ones(1, len(obs))
     if horizon == 0:
-        return Rollout(obs[None], actions[0][None], obs.new_zeros(0, len(obs)), alive)
+        return Rollout(obs[None], actions[0][None], obs.new_zeros(0, len(obs)), obs.new_ones(1, len(obs)))
 
-    all_obs, all_actions = th.stack(states), th.stack(actions)
-    hint = None if hints[0] is None else th.cat(hints)
-    rewards, dones = model.outcome(all_obs[:-1].flatten(0, 1), all_actions[:-1].flatten(0, 1), all_obs[1:].flatten(0, 1), hint)
-    rewards = rewards.view(horizon, -1)
+    # Joined from the steps, not cut out of the stacks below: the gradient of a slice fills a whole stack with zeros.
+    hint = None if hints[0] is None else _join(hints)
+    rewards, dones = model.outcome(_join(states[:-1]), _join(actions[:-1]), _join(states[1:]), hint)
     if dones is None:
-        return Rollout(all_obs, all_actions, rewards, alive.expand(horizon + 1, -1))
-    return Rollout(all_obs, all_actions, rewards, th.cat([alive, _survival(1 - dones.view(horizon, -1))]))
+        alive = obs.new_ones(horizon + 1, len(obs))
+    else:
+        alive = _survival(dones.view(horizon, -1))
+    return Rollout(th.stack(states), th.stack(actions), rewards.view(horizon, -1), alive)
 
 
-def _survival(survives: th.Tensor) -> th.Tensor:
-    """Running product over time, (H, N) to (H, N). A loop, not ``cumprod``: that one's gradient inspects the values."""
-    products = [survives[0]]
-    for step in survives[1:]:
-        products.append(products[-1] * step)
-    return th.stack(products)
+def _join(steps: list[th.Tensor]) -> th.Tensor:
+    return steps[0] if len(steps) == 1 else th.cat(steps)
+
+
+def _survival(dones: th.Tensor) -> th.Tensor:
+    """Chances of termination (H, N) to c_0 .. c_H. A loop, not ``cumprod``: that one's gradient inspects the values."""
+    alive = [th.ones_like(dones[0])]
+    for survives in (1 - dones).unbind():
+        alive.append(alive[-1] * survives)
+    return th.stack(alive)

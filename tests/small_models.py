@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from collections import defaultdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,9 +71,7 @@ def with_model(algorithm: type[AgentWithModel], **kwargs: Any) -> AgentWithModel
     agent = make(algorithm, **kwargs)
     with seeded(5):
         for _ in range(20):
-            losses = agent._model_losses(agent._sample(64))
-            losses["model_loss"].backward()
-            agent._model_step(losses["model_loss"])
+            agent._update_model(agent._sample(64), defaultdict(list))
     assert agent._model_is_ready and agent.world_model.seen_dones > 0  # type: ignore[operator]
     return agent
 

@@ -114,12 +114,11 @@ def test_geometric_weights_golden() -> None:
     same(geometric_weights(0.7, 6).sum(), th.tensor(1 - 0.7**7, dtype=th.float64), 1e-15)
 
 
-def test_discounts_keep_the_dtype() -> None:
+def test_discounts_golden_in_the_datas_own_dtype() -> None:
     """``gamma ** arange`` in float32 would be off by 1e-8 here, and by 1e-7 in every value."""
-    column = discounts(0.9, 4, th.zeros(1, dtype=th.float64))
-    assert column.shape == (4, 1)
-    same(column[:, 0], th.tensor([1.0, 0.9, 0.81, 0.729], dtype=th.float64), 1e-15)
-    assert discounts(0.9, 4, th.zeros(1)).dtype == th.float32
+    table = discounts(0.9, (0, 3), 3, th.float64, th.device("cpu"))
+    same(table, th.tensor([[0, 0, 0, 1.0], [1.0, 0.9, 0.81, 0.729]], dtype=th.float64), 1e-15)
+    assert discounts(0.9, (1,), 1, th.float32, th.device("cpu")).dtype == th.float32
 
 
 # ---------------------------------------------------------------- the truth itself

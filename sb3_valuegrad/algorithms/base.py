@@ -205,7 +205,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     @abstractmethod
     def _actor_loss(self, batch: Batch) -> th.Tensor:
-        """The policy's loss; called with critic and world model frozen."""
+        """The policy's loss; only the actor's parameters may be in its graph."""
 
     def _needs_model(self) -> bool:
         """Whether anything would use the world model; it is not trained otherwise."""
@@ -242,45 +242,44 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         return self._sampler.sample(self.replay_buffer, batch_size, self._vec_normalize_env)
 
     def _gradient_step(self, batch: Batch, losses: Losses) -> None:
-        """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets."""
-        critic_loss, extras = self._critic_loss(batch)
-        total = critic_loss
-        trains_model = self._needs_model() and self.num_timesteps > self.model_learning_starts
-        if trains_model:
-            model_losses = self._model_losses(batch)
-            # Critic and model share no parameter: one backward pass serves both.
-            total = critic_loss + model_losses["model_loss"]
-            extras.update(model_losses)
-        total.backward()
-        extras["critic_loss"] = critic_loss
-        extras["critic_grad_norm"] = guarded_step(self.critic.optimizer, critic_loss, self.max_grad_norm)
-        if trains_model:
-            extras["model_grad_norm"] = self._model_step(model_losses["model_loss"])
+        """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets.
+
+        Tensors only: no value is read and nothing branches on one, so that a step can be captured whole.
+        """
+        loss, logged = self._critic_loss(batch)
+        logged["critic_loss"] = loss
+        if not self._trains_model():
+            (logged["critic_grad_norm"],) = guarded_step(loss, [self.critic.optimizer], self.max_grad_norm)
+        else:
+            # Critic and model share no parameter, and learn from the same minibatch: one backward pass serves both.
+            logged.update(self._model_losses(batch))
+            optimizers = [self.critic.optimizer, self.world_model.optimizer]
+            norms = guarded_step(loss + logged["model_loss"], optimizers, self.max_grad_norm)
+            logged["critic_grad_norm"], logged["model_grad_norm"] = norms
+            self._n_model_updates += 1
             for _ in range(self.model_gradient_steps - 1):
                 self._update_model(self._sample(self.batch_size), losses)
         if self._n_updates % self.policy_delay == 0:
-            extras.update(self._update_actor(batch))
+            logged["actor_loss"] = self._actor_loss(batch)
+            (logged["actor_grad_norm"],) = guarded_step(logged["actor_loss"], [self.actor.optimizer], self.max_grad_norm)
             self._update_targets()
-        for name, value in extras.items():
-            losses[name].append(value.detach())
+        _append(losses, logged)
+
+    def _trains_model(self) -> bool:
+        return self._needs_model() and self.num_timesteps > self.model_learning_starts
 
     def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
         with th.no_grad():
             self.world_model.observe(batch.transitions)
         parts = self.world_model.losses(batch.transitions)
-        return {**parts, "model_loss": th.stack(list(parts.values())).sum()}
-
-    def _model_step(self, loss: th.Tensor) -> th.Tensor:
-        self._n_model_updates += 1
-        return guarded_step(self.world_model.optimizer, loss, self.max_grad_norm)
+        return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
 
     def _update_model(self, batch: Batch, losses: Losses) -> None:
         """One step of the world model alone."""
-        extras = self._model_losses(batch)
-        extras["model_loss"].backward()
-        extras["model_grad_norm"] = self._model_step(extras["model_loss"])
-        for name, value in extras.items():
-            losses[name].append(value.detach())
+        logged = self._model_losses(batch)
+        (logged["model_grad_norm"],) = guarded_step(logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm)
+        self._n_model_updates += 1
+        _append(losses, logged)
 
     def _warm_up_model(self, batch_size: int, losses: Losses) -> None:
         """The world model's updates for the steps before ``learning_starts``, made up for at the first ``train()``."""
@@ -289,12 +288,6 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         missed = (self.num_timesteps - self.model_learning_starts) // self.n_envs - 1
         for _ in range(missed * self.model_gradient_steps):
             self._update_model(self._sample(batch_size), losses)
-
-    def _update_actor(self, batch: Batch) -> dict[str, th.Tensor]:
-        """One policy step: the gradient reaches the actor's parameters only."""
-        loss = self._actor_loss(batch)
-        loss.backward()
-        return {"actor_loss": loss, "actor_grad_norm": guarded_step(self.actor.optimizer, loss, self.max_grad_norm)}
 
     @th.no_grad()
     def _update_targets(self) -> None:
@@ -317,7 +310,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _record(self, losses: Losses) -> None:
         """Read the losses, once; stop if any is not finite."""
-        means = th.stack([th.stack(values).mean() for values in losses.values()]).tolist()
+        means = th.stack([values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]).tolist()
         for name, mean in zip(losses, means, strict=True):
             if not math.isfinite(mean):
                 raise ValueError(
@@ -423,6 +416,11 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
             if isinstance(error.__context__, ValueError):
                 raise error.__context__ from None
             raise
+
+
+def _append(losses: Losses, values: dict[str, th.Tensor]) -> None:
+    for name, value in values.items():
+        losses[name].append(value.detach())
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

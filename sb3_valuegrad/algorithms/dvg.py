@@ -84,9 +84,9 @@ class DVG(DeterministicValueGradient):
             chosen = states[th.randint(len(states), (self.batch_size,), device=states.device)]
             with frozen(self._other_parameters):
                 loss = -self._objective(chosen, {0: 1.0})
-            loss.backward()
+            (norm,) = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm)
             losses["fictitious_actor_loss"].append(loss.detach())
-            losses["fictitious_actor_grad_norm"].append(guarded_step(self.actor.optimizer, loss, self.max_grad_norm))
+            losses["fictitious_actor_grad_norm"].append(norm)
 
     @th.no_grad()
     def _fictitious_states(self) -> th.Tensor:

@@ -1,6 +1,6 @@
 """Two things every gradient step needs: parameters that stay out of it, and a step that withholds a bad update."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch as th
@@ -22,27 +22,35 @@ def frozen(parameters: Iterable[th.nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def guarded_step(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:
-    """Take one optimizer step unless the loss or a gradient is not finite; then the parameters stay as they are.
+def guarded_step(
+    loss: th.Tensor, optimizers: Sequence[th.optim.Optimizer], max_grad_norm: float | None = None
+) -> list[th.Tensor]:
+    """Differentiate a loss and take one step of each optimizer, unless the loss or a gradient is not finite; then all
+    parameters stay as they are.
 
     The decision is a tensor wherever the optimizer takes one (fused kernels do: ``found_inf`` is how PyTorch's own
-    ``GradScaler`` withholds steps), so nothing waits for the value. The caller finds the trouble in the loss or norm.
+    ``GradScaler`` withholds steps), so nothing waits for the value. The caller finds the trouble in the loss or norms.
 
-    :param optimizer: whose parameters hold fresh gradients from ``.backward()``. Not from ``torch.autograd.grad``:
-        its strides differ from the parameters', which PyTorch's fused CPU kernels silently get wrong
-    :param loss: the loss that was differentiated
-    :param max_grad_norm: clip the gradient to this norm; None: leave it
-    :return: the norm before clipping
+    :param loss: scalar
+    :param optimizers: of the networks that the loss trains; their gradients are consumed
+    :param max_grad_norm: clip each optimizer's gradient to this norm; None: leave it
+    :return: for each optimizer the norm of its gradient before clipping
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    bad = ~th.isfinite(norm + loss.detach())
-    if max_grad_norm is not None:
-        th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
-    elif not bad:
-        optimizer.step()
-    optimizer.zero_grad()
-    return norm
+    # backward(), not torch.autograd.grad: that one's gradients have strides of their own for weight matrices, which
+    # the fused CPU kernels of torch 2.13 silently take for the parameters'.
+    loss.backward()
+    trained = [[p for group in o.param_groups for p in group["params"] if p.grad is not None] for o in optimizers]
+    norms = th.stack(th._foreach_norm([p.grad for parameters in trained for p in parameters]))
+    totals = [th.linalg.vector_norm(part) for part in norms.split([len(parameters) for parameters in trained])]
+    bad = ~th.isfinite(norms.sum() + loss.detach())
+    for optimizer, parameters, norm in zip(optimizers, trained, totals, strict=True):
+        if max_grad_norm is not None:
+            th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif not bad:
+            optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+    return totals

@@ -32,7 +32,7 @@ class Transitions(NamedTuple):
     next_obs: th.Tensor
     """(N, S)"""
     weights: th.Tensor | None = None
-    """(N,): 0 for rows that are held out of the fit; None: all rows count"""
+    """(N,): shares in the loss that sum to 1, 0 for rows held out of the fit; None: all rows count the same"""
 
 
 class WorldModel(nn.Module, ABC):

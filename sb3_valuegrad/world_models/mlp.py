@@ -106,20 +106,19 @@ class MlpWorldModel(WorldModel):
             return self._next_obs(obs, output), None
         return self._next_obs(obs, output[:, : self.obs_dim]), output[:, self.obs_dim :]
 
-    def _outcome_heads(self, obs: th.Tensor, actions: th.Tensor, hint: th.Tensor | None) -> list[th.Tensor]:
-        """Raw outputs of the learned reward and termination heads, in this order, each (M,)."""
-        if hint is not None:
-            return list(hint.unbind(1))
-        if len(self.networks) == 1:
-            return []
-        inputs = self._inputs(obs, actions)
+    def _separate_heads(self, inputs: th.Tensor) -> list[th.Tensor]:
+        """Raw outputs of the separate reward and termination networks, those of them that are learned, each (M,)."""
         return [network(inputs).squeeze(1) for network in list(self.networks)[1:]]
 
     def outcome(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """Rewards (M,) and chances of termination (M,)."""
-        heads = self._outcome_heads(obs, actions, hint)
+        learned = self.learns_reward or self.learns_termination
+        if hint is not None:
+            heads = list(hint.unbind(1))
+        else:
+            heads = self._separate_heads(self._inputs(obs, actions)) if learned else []
         if self.reward_fn is not None:
             rewards = self.reward_fn(obs, actions, next_obs)
         elif self.normalize:
@@ -146,8 +145,9 @@ class MlpWorldModel(WorldModel):
         if self.normalize:
             self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
             self.target_scaler.update(th.cat([self._state_target(data), data.rewards[:, None]], dim=1))
-        self.seen_dones += data.dones.sum()
-        self.seen_rows += len(data.dones)
+        if self.learns_termination:
+            self.seen_dones += data.dones.sum()
+            self.seen_rows += len(data.dones)
 
     def _state_target(self, data: Transitions) -> th.Tensor:
         return data.next_obs - data.obs if self.predict_change else data.next_obs
@@ -158,17 +158,17 @@ class MlpWorldModel(WorldModel):
         DVPG, App. C: ``sum_j ||T(s_j, a_j) - s_{j+1}||^2 / n`` and ``sum_j (r(s_j, a_j) - r_j)^2 / n``; scaled targets
         are averaged over the state's dimensions, so that the loss does not grow with them.
         """
-        output = self.networks[0](self._inputs(data.obs, data.actions))
-        hint = output[:, self.obs_dim :] if self.share_network else None
-        heads = self._outcome_heads(data.obs, data.actions, hint)
+        inputs = self._inputs(data.obs, data.actions)
+        output = self.networks[0](inputs)
+        heads = list(output[:, self.obs_dim :].unbind(1)) if self.share_network else self._separate_heads(inputs)
         state_target, reward_target = self._state_target(data), data.rewards
         if self.normalize:
             targets = self.target_scaler.scale(th.cat([state_target, reward_target[:, None]], dim=1))
             state_target, reward_target = targets[:, :-1], targets[:, -1]
-        errors = (output[:, : self.obs_dim] - state_target).square()
-        losses = {"model_state_loss": _mean(errors.mean(1) if self.normalize else errors.sum(1), data.weights)}
+        scale = 1 / self.obs_dim if self.normalize else 1.0
+        losses = {"model_state_loss": _squared_error(output[:, : self.obs_dim], state_target, data.weights, scale)}
         if self.learns_reward:
-            losses["model_reward_loss"] = _mean((heads[0] - reward_target).square(), data.weights)
+            losses["model_reward_loss"] = _squared_error(heads[0], reward_target, data.weights)
         if self.learns_termination:
             losses["model_done_loss"] = self._termination_loss(heads[-1], data)
         return losses
@@ -178,7 +178,8 @@ class MlpWorldModel(WorldModel):
         of_done, of_alive = self._class_weights()
         balance = th.where(data.dones > 0, of_done, of_alive)
         loss = F.binary_cross_entropy_with_logits(logits, data.dones, reduction="none") * balance
-        return _mean(loss, data.weights) * (self.seen_dones > 0)
+        loss = loss.mean() if data.weights is None else loss @ data.weights
+        return loss * (self.seen_dones > 0)
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """One group; the L2 term is the optimizer's weight decay."""
@@ -188,6 +189,9 @@ class MlpWorldModel(WorldModel):
         return [group]
 
 
-def _mean(per_row: th.Tensor, weights: th.Tensor | None) -> th.Tensor:
-    """Mean over the rows that count."""
-    return per_row.mean() if weights is None else (per_row * weights).sum() / weights.sum().clamp(min=1)
+def _squared_error(output: th.Tensor, target: th.Tensor, weights: th.Tensor | None, scale: float = 1.0) -> th.Tensor:
+    """``scale * ||output - target||^2``, averaged over the rows that count."""
+    if weights is None:
+        return F.mse_loss(output, target, reduction="sum") * (scale / len(target))
+    errors = (output - target).square()
+    return (errors if errors.dim() == 1 else errors.sum(1)) @ weights * scale

@@ -1,0 +1,152 @@
+"""What an update costs against SB3's DDPG: medians of alternating calls of ``train()``, in one process, on one thread.
+
+    python benchmarks/speed.py                       # the table, and results/speed.csv
+    python benchmarks/speed.py --repeats 5 --steps 50   # a quick look
+
+The networks are equal, replay sampling is included, nothing is compiled. Times are the process's CPU time, so that a
+busy machine disturbs little; only the ratios are worth quoting. ``learn()`` is timed too, with the environment's steps.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch as th
+from stable_baselines3 import DDPG
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+from torch import nn
+
+from sb3_valuegrad import DVG, DVPG
+
+RESULTS = Path(__file__).parent / "results"
+ENV = "HalfCheetah-v5"
+PAPER_MODEL = dict(
+    net_arch=[64, 64], activation_fn=nn.ReLU, share_network=False, normalize=False, predict_change=False, weight_decay=1e-4, termination="none"
+)
+# network units, batch size, horizon -> the most that an update may cost (issue 2)
+LIMITS = {
+    (64, 128, 1): 1.1,
+    (64, 128, 2): 1.3,
+    (64, 128, 5): 1.9,
+    (256, 256, 1): 2.0,
+    (256, 256, 2): 2.7,
+    (256, 256, 5): 4.8,
+}
+
+
+def paper_preset(units: int) -> dict[str, Any]:
+    """The paper's world model beside an actor and a critic of this size; everything else as SB3's DDPG has it."""
+    networks = dict(net_arch=[units, units], activation_fn=nn.ReLU, n_critics=1, layer_norm=False)
+    networks["world_model_kwargs"] = PAPER_MODEL
+    return dict(policy_delay=1, target_policy_noise=0.0, policy_kwargs=networks)
+
+
+def ddpg(units: int, batch_size: int, buffer_size: int = 20_000) -> DDPG:
+    kwargs = dict(net_arch=[units, units])
+    noise = NormalActionNoise(th.zeros(6).numpy(), th.full((6,), 0.1).numpy())
+    return DDPG("MlpPolicy", ENV, batch_size=batch_size, buffer_size=buffer_size, action_noise=noise, policy_kwargs=kwargs,
+                learning_starts=1000, seed=0, device="cpu")  # fmt: skip
+
+
+def collect(model: BaseAlgorithm, steps: int = 2000) -> BaseAlgorithm:
+    """Fill the buffer and reach the state in which every part of ``train()`` runs."""
+    gradient_steps, model.gradient_steps = model.gradient_steps, 0
+    model.learn(steps)
+    model.gradient_steps = gradient_steps
+    model.train(20, model.batch_size)
+    return model
+
+
+def cpu_time(call: Any) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def update_ratio(model: BaseAlgorithm, reference: BaseAlgorithm, steps: int, repeats: int) -> float:
+    """Median over alternating A B A B runs of the ratio of the two ``train()`` times."""
+    ratios = []
+    for _ in range(repeats):
+        # One train() per environment step is how learn() calls it.
+        ours = cpu_time(lambda: [model.train(1, model.batch_size) for _ in range(steps)])
+        theirs = cpu_time(lambda: [reference.train(1, reference.batch_size) for _ in range(steps)])
+        ratios.append(ours / theirs)
+    return median(ratios)
+
+
+def learn_ratio(model: BaseAlgorithm, reference: BaseAlgorithm, steps: int, repeats: int) -> float:
+    """The same for whole ``learn()`` calls: environment steps, exploration, storage, updates."""
+    ratios = []
+    for _ in range(repeats):
+        ours = cpu_time(lambda: model.learn(steps, reset_num_timesteps=False))
+        theirs = cpu_time(lambda: reference.learn(steps, reset_num_timesteps=False))
+        ratios.append(ours / theirs)
+    return median(ratios)
+
+
+def peak_memory(system: str) -> float:
+    """Peak resident memory in MB of a process that trains 3000 steps with the default replay buffer."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
+    call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(call.stdout.splitlines()[-1])
+
+
+def train_alone(system: str) -> None:
+    """Train one system in this process, long enough to fill a buffer of 1000 steps more than the warm-up, and print
+    the peak memory in MB."""
+    th.set_num_threads(1)
+    if system == "DDPG":
+        model: BaseAlgorithm = ddpg(64, 128, buffer_size=50_000)
+    else:
+        model = DVPG("MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64))
+    collect(model, 50_000).train(50, 128)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=100, help="updates in one timed run")
+    parser.add_argument("--no-memory", action="store_true")
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    rows: list[list[Any]] = []
+
+    def report(*row: Any) -> None:
+        rows.append(list(row))
+        print(("{:<26}" + "{:>12}" * (len(row) - 1)).format(*row), flush=True)
+
+    report("system", "units", "batch", "update", "learn", "limit")
+    for units, batch_size in ((64, 128), (256, 256)):
+        reference = collect(ddpg(units, batch_size))
+        common = dict(batch_size=batch_size, buffer_size=20_000, seed=0, device="cpu")
+        systems: list[tuple[str, BaseAlgorithm, Any]] = [
+            (f"DVPG({k})", DVPG("MlpPolicy", ENV, horizon=k, **common, **paper_preset(units)), LIMITS[units, batch_size, k])
+            for k in (1, 2, 5)
+        ]
+        systems.append(("DVG(0) = DDPG", DVG("MlpPolicy", ENV, horizon=0, **common, **paper_preset(units)), ""))
+        if units == 256:
+            systems.append(("DVPG(1) default preset", DVPG("MlpPolicy", ENV, **common), ""))
+        for name, model, limit in systems:
+            collect(model)
+            update = update_ratio(model, reference, args.steps, args.repeats)
+            learn = learn_ratio(model, reference, 2 * args.steps, max(args.repeats // 3, 1))
+            report(name, units, batch_size, f"{update:.2f}", f"{learn:.2f}", limit)
+    if not args.no_memory:
+        ours, theirs = peak_memory("DVPG"), peak_memory("DDPG")
+        report("peak memory, DVPG(5)", 64, 128, f"{ours / theirs:.2f}", "", 1.2)
+    note = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "stable-baselines3", "numpy"))
+    with (RESULTS / "speed.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*rows, [note]])
+
+
+if __name__ == "__main__":
+    main()
