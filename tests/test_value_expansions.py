@@ -121,6 +121,17 @@ def test_discounts_golden_in_the_datas_own_dtype() -> None:
     assert discounts(0.9, (1,), 1, th.float32, th.device("cpu")).dtype == th.float32
 
 
+def test_constants_made_in_inference_mode_serve_training_too() -> None:
+    """The table is cached: whoever asks first must not leave a tensor that autograd refuses."""
+    ones = th.ones(2, 3, dtype=th.float64)
+    gamma = 0.123456  # nobody else's
+    with th.inference_mode():
+        value_expansions(ones[:1], ones, ones, gamma)
+    rewards = ones[:1].clone().requires_grad_()
+    value_expansions(rewards, ones, ones, gamma).sum().backward()
+    assert rewards.grad is not None and th.equal(rewards.grad, ones[:1])
+
+
 # ---------------------------------------------------------------- the truth itself
 
 
