@@ -125,6 +125,25 @@ def test_the_norm_is_returned_unclipped_and_applied_clipped(max_grad_norm: float
         th.testing.assert_close(parameter.detach(), start - share * gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_each_optimizer_clips_its_own_norm() -> None:
+    """One backward pass for two networks: a large gradient of one does not shrink the other's step."""
+    nets = [network(), network()]
+    loss = loss_of(nets[0]) + loss_of(nets[1], 100.0)
+    expected = []
+    for net, gradients in zip(
+        nets, [th.autograd.grad(loss, list(n.parameters()), retain_graph=True) for n in nets], strict=True
+    ):
+        norm = th.nn.utils.get_total_norm(gradients)
+        expected.append(
+            [p.detach() - g * min(1.0, 0.5 / norm.item()) for p, g in zip(net.parameters(), gradients, strict=True)]
+        )
+    norms = guarded_step(loss, [th.optim.SGD(net.parameters(), lr=1.0) for net in nets], 0.5)
+    assert len(norms) == 2 and norms[1] > 100 * norms[0] > 50
+    for net, parameters in zip(nets, expected, strict=True):
+        for actual, value in zip(net.parameters(), parameters, strict=True):
+            th.testing.assert_close(actual.detach(), value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_guarded_step_is_the_optimizers_own(kind: Any) -> None:
     net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
