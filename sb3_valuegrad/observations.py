@@ -6,31 +6,33 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_valuegrad.errors import UnsupportedSpaceError
+
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """Refuse what a value gradient cannot pass through.
 
-    :raises ValueError: for discrete actions, unbounded actions, and pixel or discrete observations
+    :raises UnsupportedSpaceError: a ``ValueError``, for discrete actions, unbounded actions, and pixel or discrete observations
     """
     if not isinstance(action_space, spaces.Box):
-        raise ValueError(
+        raise UnsupportedSpaceError(
             f"action_space={action_space}: value gradients differentiate through the action, so it must be a continuous "
             "Box. For discrete actions use DQN or PPO of stable-baselines3."
         )
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(
+        raise UnsupportedSpaceError(
             f"action_space={action_space}: actions must have finite bounds, because the policy ends in a tanh that is "
             "scaled to them. Wrap the environment in gymnasium.wrappers.RescaleAction or declare bounds."
         )
     is_dict = isinstance(observation_space, spaces.Dict)
     for key, space in observation_space.spaces.items() if is_dict else [("observation_space", observation_space)]:
         if is_image_space(space):
-            raise ValueError(
+            raise UnsupportedSpaceError(
                 f"{key}={space}: pixels are not supported, because the world model predicts the observation itself. Use "
                 "state observations, or an encoder as an environment wrapper, or SAC with CnnPolicy."
             )
         if not isinstance(space, (spaces.Box, spaces.MultiBinary)):
-            raise ValueError(
+            raise UnsupportedSpaceError(
                 f"{key}={space}: the world model needs observations that change continuously: a Box, or a Dict of them. "
                 "Wrap the environment so that it returns one (e.g. one-hot vectors)."
             )

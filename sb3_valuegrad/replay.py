@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.world_models import Transitions
@@ -103,6 +102,11 @@ def is_held_out(steps: np.ndarray, fraction: float) -> np.ndarray:
     return (steps // BLOCK) % round(1 / fraction) == 1
 
 
+def _draws_its_own_way(buffer: ReplayBuffer) -> bool:
+    """HER does, and a user's prioritised buffer: its rows cannot be told apart, so none is held out."""
+    return type(buffer).sample not in (ReplayBuffer.sample, DictReplayBuffer.sample)
+
+
 class Sampler:
     """Draws minibatches from whatever replay buffer there is.
 
@@ -118,12 +122,11 @@ class Sampler:
 
     def sample(self, buffer: ReplayBuffer, batch_size: int, env: VecNormalize | None) -> Batch:
         """A minibatch of ``batch_size`` rows, normalised by ``env`` where there is one."""
-        if isinstance(buffer, PackedReplayBuffer):
-            return self._from_rows(buffer, batch_size, env)
-        if isinstance(buffer, HerReplayBuffer):
-            # HER draws whole episodes its own way; its rows cannot be told apart, so none is held out.
+        if _draws_its_own_way(buffer):
             samples = buffer.sample(batch_size, env=env)
             return self._batch(samples, self._transitions(samples, None))
+        if isinstance(buffer, PackedReplayBuffer):
+            return self._from_rows(buffer, batch_size, env)
         indices = self._draw(buffer, batch_size)
         samples = buffer._get_samples(indices, env=env)
         one_step = samples
@@ -191,12 +194,14 @@ def held_out_segments(
     :return: states (length + 1, N, S), actions (length, N, A), rewards (length, N), the newest N <= ``most`` of them;
         None where there are none
     """
-    if fraction == 0 or isinstance(buffer, HerReplayBuffer) or getattr(buffer, "optimize_memory_usage", False):
+    if fraction == 0 or _draws_its_own_way(buffer) or getattr(buffer, "optimize_memory_usage", False):
         return None
     starts = np.arange(0, buffer.size() - length)
     # Inside one held-out block, clear of the seam between the newest and the oldest step, and of episode ends.
     starts = starts[is_held_out(starts, fraction) & (starts // BLOCK == (starts + length - 1) // BLOCK)]
     starts = starts[(starts + length <= buffer.pos) | (starts > buffer.pos)]
+    # From the oldest to the newest: the position where the next step goes is the oldest.
+    starts = starts[np.argsort((starts - buffer.pos) % buffer.buffer_size)]
     window = starts[:, None] + np.arange(length)
     ends = buffer.dones[window[:, :-1], :].any(axis=1) if length > 1 else np.zeros((len(starts), buffer.n_envs), dtype=bool)
     positions, envs = np.nonzero(~ends)
@@ -214,11 +219,16 @@ def held_out_segments(
         tensors = {k: th.as_tensor(v) for k, v in obs.items()} if isinstance(obs, dict) else th.as_tensor(obs)
         return flat.flatten(tensors).to(buffer.device)
 
-    path = [states(window[0], buffer.observations)] + [states(steps, buffer.next_observations) for steps in window]
+    before = th.stack([states(steps, buffer.observations) for steps in window])
+    after = th.stack([states(steps, buffer.next_observations) for steps in window])
+    # A second learn() resets the environment without an episode's end: there the next step starts somewhere else.
+    follows = (before[1:] == after[:-1]).all(dim=2).all(dim=0)
+    if not follows.any():
+        return None
     rewards = buffer.rewards[window, envs]
     rewards = env.normalize_reward(rewards) if env is not None else rewards
     return (
-        th.stack(path),
-        th.as_tensor(buffer.actions[window, envs], dtype=th.float32).to(buffer.device),
-        th.as_tensor(rewards, dtype=th.float32).to(buffer.device),
+        th.cat([before[:1], after])[:, follows],
+        th.as_tensor(buffer.actions[window, envs], dtype=th.float32).to(buffer.device)[:, follows],
+        th.as_tensor(rewards, dtype=th.float32).to(buffer.device)[:, follows],
     )

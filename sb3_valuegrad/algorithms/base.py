@@ -1,8 +1,6 @@
 """What all value-gradient algorithms share: a world model in the policy, and the package's only ``train()``."""
 
 import math
-import pathlib
-import io
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -21,6 +20,7 @@ from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name
 
 from sb3_valuegrad.algorithms.gradients import guarded_step
 from sb3_valuegrad.diagnostics.model_error import open_loop_errors
+from sb3_valuegrad.errors import MismatchError
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer, Sampler, held_out_segments
@@ -148,6 +148,12 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         _check_count("batch_size", self.batch_size, 1)
         _check_count("model_learning_starts", self.model_learning_starts, 0)
         _check_count("model_gradient_steps", self.model_gradient_steps, 1)
+        _check_count("n_steps", self.n_steps, 1)
+        if self.n_steps > 1 and self.replay_buffer_class is None and isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(
+                f"n_steps={self.n_steps} does not work with Dict observations yet; use n_steps=1, or flatten them with "
+                "gymnasium.wrappers.FlattenObservation"
+            )
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma={self.gamma} must be in [0, 1]")
         if not 0 <= self.tau <= 1:
@@ -354,14 +360,28 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         """Refuse experience that would poison the buffer and the running statistics, then store it."""
-        parts = new_obs if isinstance(new_obs, dict) else {"observation": new_obs}
-        for name, value in {**parts, "reward": reward}.items():
+        self._check_finite({"reward": reward})
+        self._check_finite(new_obs)
+        for index in np.flatnonzero(dones):
+            # There new_obs is the next episode's first; the last of this one is what will be stored.
+            if infos[index].get("terminal_observation") is not None:
+                self._check_finite(infos[index]["terminal_observation"])
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _check_finite(self, values: np.ndarray | dict[str, np.ndarray]) -> None:
+        """:param values: an observation, or numbers by name"""
+        for name, value in (values if isinstance(values, dict) else {"observation": values}).items():
             if not np.isfinite(value).all():
                 raise ValueError(
                     f"The environment returned a non-finite {name} at step {self.num_timesteps}: {value}. Nothing was "
                     "learned from it; check the environment (stable_baselines3.common.vec_env.VecCheckNan finds the place)."
                 )
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """SB3's, which resets the environment; its first observation must be finite as well."""
+        prepared = super()._setup_learn(*args, **kwargs)
+        self._check_finite(self._last_obs)  # type: ignore[arg-type]
+        return prepared
 
     def learn(
         self: SelfAlgorithm,
@@ -393,29 +413,16 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     ) -> None:
         """SB3's ``set_parameters``.
 
-        :raises ValueError: if the parameters belong to networks of another shape (say, another world model)
+        :raises MismatchError: a ``ValueError``, if the parameters belong to other networks (say, another world model)
         """
         try:
             super().set_parameters(load_path_or_dict, exact_match, device)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             part = "world model" if "world_model" in str(error) else "policy"
-            raise ValueError(
+            raise MismatchError(
                 f"load_path_or_dict does not fit this model's {part}: build the model with the policy_kwargs it was saved "
-                f"with (world_model_class and world_model_kwargs are among them). PyTorch says: {error}"
+                f"with (world_model_class and world_model_kwargs are among them). The cause: {error}"
             ) from error
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfAlgorithm], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
-    ) -> SelfAlgorithm:
-        """SB3's ``load``; a file that does not fit raises ``ValueError``."""
-        try:
-            return super().load(path, *args, **kwargs)
-        except KeyError as error:
-            # SB3 answers any ValueError here with a look for an old DQN's optimizer, and loses the message.
-            if isinstance(error.__context__, ValueError):
-                raise error.__context__ from None
-            raise
 
 
 def _append(losses: Losses, values: dict[str, th.Tensor]) -> None:

@@ -126,7 +126,7 @@ class MlpWorldModel(WorldModel):
         else:
             rewards = heads[0]
         if self.termination_fn is not None:
-            return rewards, self.termination_fn(obs, actions, next_obs)
+            return rewards, self.termination_fn(obs, actions, next_obs).to(rewards.dtype)
         return rewards, self._termination(heads[-1]) if self.learns_termination else None
 
     def _termination(self, logits: th.Tensor) -> th.Tensor:

@@ -16,6 +16,7 @@ class RunningScaler(nn.Module):
     """
 
     mean: th.Tensor
+    var: th.Tensor
     std: th.Tensor
     batches: th.Tensor
 
@@ -23,6 +24,7 @@ class RunningScaler(nn.Module):
         super().__init__()
         self.memory = memory
         self.register_buffer("mean", th.zeros(dim))
+        self.register_buffer("var", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
         self.register_buffer("batches", th.zeros(()))
 
@@ -35,11 +37,12 @@ class RunningScaler(nn.Module):
         share = 1 / self.batches.clamp(1, self.memory)
         delta = mean - self.mean
         # The variance of a mixture: the parts' own plus that between their means.
-        new_var = (1 - share) * self.std.square() + share * (var + (1 - share) * delta.square())
-        # A column that does not move keeps unit scale: dividing by its noise would blow it up.
-        new_std = th.where(new_var > 1e-12, new_var.sqrt(), 1.0)
+        new_var = (1 - share) * self.var + share * (var + (1 - share) * delta.square())
         self.mean.copy_(th.where(usable, self.mean + share * delta, self.mean))
-        self.std.copy_(th.where(usable, new_std, self.std))
+        self.var.copy_(th.where(usable, new_var, self.var))
+        # A column that moves by no more than its rounding keeps unit scale: dividing by that would blow it up.
+        moves = self.var > 1e-12 * (1 + self.mean.square())
+        self.std.copy_(th.where(moves, self.var.sqrt(), 1.0))
 
     def scale(self, rows: th.Tensor) -> th.Tensor:
         """To zero mean and unit deviation."""

@@ -1,0 +1,379 @@
+"""RL Zoo with our algorithms: its real scripts, in processes of their own, on a few hundred steps of Pendulum."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from optuna.storages.journal import JournalFileBackend
+from torch import nn
+
+pytest.importorskip("rl_zoo3")
+
+import rl_zoo3.exp_manager
+import rl_zoo3.hyperparams_opt
+import rl_zoo3.utils
+from stable_baselines3.common.noise import NormalActionNoise
+
+import sb3_valuegrad.zoo
+from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad.zoo import cli, search
+from sb3_valuegrad.zoo.manager import WRAPPERS, hyperparams_file
+from sb3_valuegrad.zoo.report import read_baseline, run_folder
+
+ROOT = Path(__file__).parent.parent
+OURS = ["-m", "sb3_valuegrad.zoo"]
+TINY = ["--env", "Pendulum-v1", "--algo", "dvpg", "--num-threads", "1", "--device", "cpu"]
+SMALL_NETS = "policy_kwargs:dict(net_arch=[16],world_model_kwargs=dict(net_arch=[16]))"
+PARAMS = ["-params", "learning_starts:50", "batch_size:16", SMALL_NETS]
+ENTRY = {"policy_kwargs": {"n_critics": 1, "world_model_kwargs": {"termination": "none", "net_arch": [8]}}}
+
+
+def environment(**extra: str) -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        **extra,
+    }
+
+
+def python(folder: Path, *arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python in a folder, with nothing on its standard input."""
+    command = [sys.executable, *arguments]
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**extra),
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one short training run by our command, its replay buffer kept."""
+    folder = tmp_path_factory.mktemp("zoo")
+    flags = ["-n", "400", "--eval-freq", "200", "--eval-episodes", "2", "--save-replay-buffer", "--progress"]
+    result = python(folder, *OURS, "train", *TINY, *flags, *PARAMS, "--seed", "1")
+    assert str(hyperparams_file("dvpg")) in result.stdout
+    return folder
+
+
+# ---------------------------------------------------------------- registration
+
+
+def test_register_is_idempotent_and_in_place() -> None:
+    algos, manager = rl_zoo3.ALGOS, rl_zoo3.exp_manager.ExperimentManager
+    sb3_valuegrad.zoo.register()
+    methods = [getattr(manager, name) for name in WRAPPERS]
+    sb3_valuegrad.zoo.register()
+    assert algos["dvpg"] is DVPG and algos["dvg"] is DVG
+    assert [getattr(manager, name) for name in WRAPPERS] == methods
+
+
+@pytest.mark.parametrize("first", ["rl_zoo3.exp_manager", "rl_zoo3.train", "sb3_valuegrad.zoo"])
+def test_custom_envs_registers_whatever_is_imported_first(tmp_path: Path, first: str) -> None:
+    """RL Zoo reads custom_envs.py in the middle of importing its exp_manager."""
+    (tmp_path / "custom_envs.py").write_text(cli.CUSTOM_ENVS)
+    code = (
+        f"import {first}, rl_zoo3.train, rl_zoo3.exp_manager as m, rl_zoo3.enjoy;"
+        "assert 'dvpg' in m.ALGOS and 'dvpg' in rl_zoo3.train.ALGOS and 'dvpg' in m.HYPERPARAMS_SAMPLER;"
+        "assert hasattr(m.ExperimentManager.objective, '__wrapped__');"
+        "assert rl_zoo3.train.ExperimentManager is m.ExperimentManager is rl_zoo3.enjoy.ExperimentManager"
+    )
+    python(tmp_path, "-c", code)
+
+
+def test_init_keeps_a_file_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.init()
+    cli.init()
+    (tmp_path / "custom_envs.py").write_text("import gymnasium\n")
+    with pytest.raises(SystemExit, match="register"):
+        cli.init()
+    assert (tmp_path / "custom_envs.py").read_text() == "import gymnasium\n"
+
+
+def test_unknown_script_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sb3-valuegrad", "fly"])
+    with pytest.raises(SystemExit, match="record_video"):
+        cli.main()
+
+
+def test_scripts_that_start_scripts_start_ours() -> None:
+    assert cli._ours(["python", "-m", "rl_zoo3.record_video", "--algo", "dvpg"]) == [
+        *(sys.executable, *OURS),
+        *("record_video", "--algo", "dvpg"),
+    ]
+    assert cli._ours(["python", "enjoy.py", "-n", "1"]) == [sys.executable, *OURS, "enjoy", "-n", "1"]
+    assert cli._ours(["ffmpeg", "-i", "x"]) == ["ffmpeg", "-i", "x"]
+
+
+# ---------------------------------------------------------------- train, continue, replay
+
+
+def test_train_leaves_model_evaluations_and_readable_config(run: Path) -> None:
+    folder = run / "logs/dvpg/Pendulum-v1_1"
+    model = DVPG.load(folder / "Pendulum-v1.zip", device="cpu")
+    assert model.num_timesteps == 400 and model.horizon == 1
+    assert (folder / "best_model.zip").is_file() and (folder / "replay_buffer.pkl").is_file()
+    assert (folder / "Pendulum-v1/config.yml").read_text()
+
+
+def test_continue_training(run: Path) -> None:
+    """The steps of the first run count on, and its replay buffer is found."""
+    zip_file = str(run / "logs/dvpg/Pendulum-v1_1/Pendulum-v1.zip")
+    flags = ["-n", "200", "--eval-freq", "-1", "-i", zip_file, "-f", "continued"]
+    result = python(run, *OURS, "train", *TINY, *flags, *PARAMS)
+    assert "Loading replay buffer" in result.stdout
+    model = DVPG.load(run / "continued/dvpg/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    before = DVPG.load(zip_file, device="cpu")
+    assert model._n_updates > before._n_updates
+    same = model.actor.state_dict()["mu.0.weight"] == before.actor.state_dict()["mu.0.weight"]
+    assert not same.all()
+
+
+@pytest.mark.parametrize("extra", [["--load-best"], ["--n-envs", "2", "--stochastic"]])
+def test_enjoy(run: Path, extra: list[str]) -> None:
+    result = python(run, *OURS, "enjoy", *TINY, "-f", "logs", "--no-render", "-n", "201", "--exp-id", "1", *extra)
+    assert "Loading logs/dvpg/Pendulum-v1_1/" in result.stdout
+    assert "Mean reward" in result.stdout or "--n-envs" in extra
+
+
+def test_benchmark(run: Path) -> None:
+    """RL Zoo starts `python enjoy.py` in the working folder for each run; ours are replayed all the same."""
+    flags = ["--log-dir", "logs", "--no-hub", "-n", "400", "--test-mode"]
+    result = python(run, *OURS, "benchmark", *flags)
+    assert "Mean reward" in result.stdout and "dvpg" in (run / "logs/benchmark/benchmark.md").read_text()
+
+
+def test_plots(run: Path) -> None:
+    """RL Zoo's plot_from_file needs two runs."""
+    for index in (1, 2):
+        shutil.copytree(run / "logs/dvpg/Pendulum-v1_1", run / f"two/dvpg/Pendulum-v1_{index}")
+    common = ["-e", "Pendulum-v1", "-f", "two"]
+    python(run, *OURS, "plot_train", "-a", "dvpg", *common, "-w", "1")
+    python(run, *OURS, "all_plots", "-a", "dvpg", *common, "--no-display", "-o", "results", "-max", "400")
+    python(run, *OURS, "plot_from_file", "-i", "results.pkl", "-l", "DVPG", "-o", "figure.svg")
+    assert (run / "figure.svg").is_file()
+
+
+def test_record_video(run: Path) -> None:
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    flags = [*TINY[:4], "-f", "logs", "-n", "20", "--no-render", "-o", "videos"]
+    python(run, *OURS, "record_video", *flags, SDL_VIDEODRIVER="dummy")
+    assert list((run / "videos").glob("*.mp4"))
+
+
+def test_plain_rl_zoo_in_a_folder_with_custom_envs(tmp_path: Path) -> None:
+    python(tmp_path, *OURS, "init")
+    python(tmp_path, "-m", "rl_zoo3.train", *TINY, "-n", "100", "--eval-freq", "-1", *PARAMS)
+    result = python(tmp_path, "-m", "rl_zoo3.enjoy", *TINY, "-f", "logs", "--no-render", "-n", "200")
+    assert "Mean reward" in result.stdout
+
+
+def test_the_papers_setting(tmp_path: Path) -> None:
+    flags = ["--conf-file", "paper", "-n", "60", "--eval-freq", "-1", "-params", "learning_starts:50"]
+    python(tmp_path, *OURS, "train", *TINY, *flags)
+    model = DVPG.load(tmp_path / "logs/dvpg/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    assert model.batch_size == 128 and len(model.critic.q_networks) == 1
+    assert model.policy.world_model_kwargs["termination"] == "none"
+
+
+# ---------------------------------------------------------------- hyperparameter search
+
+
+def test_optimize_with_two_workers_and_train_a_trial(tmp_path: Path) -> None:
+    """Two workers share a study of two trials; a trial's values can then be trained with."""
+    yaml_file = tmp_path / "dvpg.yml"
+    kwargs = "dict(world_model_kwargs=dict(termination='none'))"
+    entry = {"n_timesteps": 120, "policy": "MlpPolicy", "learning_starts": 100, "policy_kwargs": kwargs}
+    yaml_file.write_text(yaml.safe_dump({"Pendulum-v1": {**entry, "noise_type": "normal", "noise_std": 0.1}}))
+    study = ["--storage", "study.log", "--study-name", "pendulum", "--conf-file", str(yaml_file)]
+    flags = ["-optimize", "--n-trials", "1", "--eval-episodes", "1", "--pruner", "none", "--no-optim-plots", *study]
+    command = [sys.executable, *OURS, "train", *TINY, *flags]
+    workers = [
+        subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, env=environment(), stdin=subprocess.DEVNULL)
+        for seed in (1, 2)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+    trials = optuna.load_study(study_name="pendulum", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+
+    python(tmp_path, *OURS, "train", *TINY, *study, "--trial-id", "1", "--eval-freq", "-1", "-n", "105", "-f", "trial")
+    model = DVPG.load(tmp_path / "trial/dvpg/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    assert model.horizon == trials[1].params["horizon"] and model.lambda_ == trials[1].params["lambda_"]
+    assert model.policy.world_model_kwargs["termination"] == "none"
+    assert (model.action_noise is None) == (trials[1].params["noise_type"] is None)
+
+
+def sampled(name: str, seed: int, entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A trial's values, and the arguments the sampler made of them."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trial = study.ask()
+    token = search.yaml_entry.set(entry)
+    try:
+        args = {"using_her_replay_buffer": False, "her_kwargs": {}}
+        arguments = search.SAMPLERS[name](trial, 1, 1, args)
+        return dict(trial.params), arguments
+    finally:
+        search.yaml_entry.reset(token)
+
+
+@pytest.mark.parametrize("name, algorithm", sb3_valuegrad.zoo.ALGORITHMS.items())
+@pytest.mark.parametrize("seed", range(4))
+def test_sampled_arguments_make_a_model(name: str, algorithm: Any, seed: int) -> None:
+    raw, arguments = sampled(name, seed, ENTRY)
+    model = algorithm("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10, **arguments)
+    assert model.horizon == raw["horizon"] >= 1
+    assert model.model_learning_rate == raw["model_learning_rate"]
+    assert (model.action_noise is None) == (raw["noise_type"] is None)
+    world_model_kwargs = arguments["policy_kwargs"]["world_model_kwargs"]
+    assert world_model_kwargs["termination"] == "none"
+    assert world_model_kwargs["net_arch"] == search.NET_ARCHS[raw["model_net_arch"]]
+    assert ENTRY["policy_kwargs"]["n_critics"] == 1 and "activation_fn" not in ENTRY["policy_kwargs"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_converter_is_the_way_back(seed: int) -> None:
+    """Converted values agree with the sampled arguments, and a constructor takes them if the noise keys are none."""
+    raw, arguments = sampled("dvpg", seed, {})
+    sb3_valuegrad.zoo.register()
+    converted = rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["dvpg"](raw)
+    if "noise_type" in converted:
+        assert arguments.pop("action_noise") is not None
+        del converted["noise_type"], converted["noise_std"]
+    assert converted == arguments
+
+
+def test_converter_without_noise_drops_both_keys() -> None:
+    assert search.convert_params({"noise_type": None, "noise_std": 0.2}) == {"action_noise": None}
+
+
+def test_other_world_models_keep_their_own_settings() -> None:
+    """What is sampled of the MLP model's settings is not forced on a model of another class."""
+    _, arguments = sampled("dvpg", 0, {"policy_kwargs": {"world_model_class": "another"}})
+    assert arguments["policy_kwargs"]["world_model_class"] == "another"
+    assert "world_model_kwargs" not in arguments["policy_kwargs"]
+
+
+def test_hindsight_replay_is_sampled_into_its_arguments() -> None:
+    study = optuna.create_study()
+    args = {"using_her_replay_buffer": True, "her_kwargs": {}}
+    token = search.yaml_entry.set({"replay_buffer_kwargs": {"copy_info_dict": True}})
+    arguments = search.sample_dvpg_params(study.ask(), 1, 1, args)
+    search.yaml_entry.reset(token)
+    assert set(arguments["replay_buffer_kwargs"]) == {"copy_info_dict", *search.HER_PARAMS}
+
+
+# ---------------------------------------------------------------- YAML
+
+
+TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidStandup", "InvertedPendulum"]
+
+
+def entries(file: str) -> dict[str, dict[str, Any]]:
+    loaded = yaml.safe_load(hyperparams_file(file).read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+@pytest.mark.parametrize("file", ["dvg", "dvpg", "paper/dvg", "paper/dvpg"])
+def test_yaml_entries_are_arguments(file: str) -> None:
+    found = entries(file)
+    expected = {"default", "Pendulum-v1", *(f"{task}-{version}" for task in TASKS for version in ("v4", "v5"))}
+    assert set(found) == expected
+    models: dict[str, Any] = {}
+    for entry in found.values():
+        arguments = {key: value for key, value in entry.items() if key != "n_timesteps"}
+        assert entry["n_timesteps"] > 0
+        if "policy_kwargs" in arguments:
+            arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": nn})
+        key = json.dumps(arguments, default=repr, sort_keys=True)
+        if key not in models:
+            algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
+            models[key] = algorithm(env="Pendulum-v1", device="cpu", buffer_size=10, **arguments)
+        numbers = [value for name, value in entry.items() if name.endswith("learning_rate")]
+        assert all(isinstance(value, float) for value in numbers), "write !!float 1e-3: YAML reads 1e-3 as a string"
+
+
+@pytest.mark.parametrize("version", ["v4", "v5"])
+def test_horizons_are_the_papers(version: str) -> None:
+    found = entries("dvpg")
+    assert all(found[f"{task}-{version}"]["horizon"] == 1 for task in ("HalfCheetah", "Swimmer", "Humanoid"))
+    assert all(found[f"{task}-{version}"]["horizon"] == 2 for task in ("Hopper", "Ant", "HumanoidStandup"))
+
+
+# ---------------------------------------------------------------- what the manager does for us
+
+
+def manager(**kwargs: Any) -> Any:
+    sb3_valuegrad.zoo.register()
+    return rl_zoo3.exp_manager.ExperimentManager(
+        Namespace(), kwargs.pop("algo", "dvpg"), "Pendulum-v1", "logs", **kwargs
+    )
+
+
+def test_yaml_is_ours_unless_a_file_is_given(tmp_path: Path) -> None:
+    experiment = manager()
+    experiment.read_hyperparameters()
+    assert experiment.config == str(hyperparams_file("dvpg"))
+    missing = manager(config=str(tmp_path / "missing.yml"))
+    with pytest.raises(FileNotFoundError):
+        missing.read_hyperparameters()
+    other = manager(algo="td3")
+    other.read_hyperparameters()
+    assert "rl_zoo3" in other.config
+
+
+def test_schedules_of_all_learning_rates(tmp_path: Path) -> None:
+    given = {"model_learning_rate": "lin_1e-2", "noise_type": None, "noise_std": 0.1}
+    hyperparams, saved = manager(hyperparams=given).read_hyperparameters()
+    assert hyperparams["model_learning_rate"](0.5) == pytest.approx(5e-3)
+    assert saved["model_learning_rate"] == "lin_1e-2"
+    assert not {"noise_type", "noise_std"} & (hyperparams.keys() | saved.keys())
+
+
+# ---------------------------------------------------------------- report
+
+
+def test_report(run: Path) -> None:
+    """Baselines are compared at the last step that all their seeds share with the run."""
+    rows = ["system,seed,step,return_mean", "DDPG,0,200,-10", "DDPG,1,200,-30", "DDPG,0,400,-5", "SAC,0,200,7"]
+    csv_file = run / "baseline.csv"
+    csv_file.write_text("\n".join(rows))
+    flags = ["--env", "Pendulum-v1", "--exp-id", "1", "--baseline", "baseline.csv"]
+    result = python(run, *OURS, "report", *flags)
+    assert "At step 200: DVPG -" in result.stdout and "SB3 DDPG, mean of 2 seeds -20" in result.stdout
+    assert "enjoy --algo dvpg --env Pendulum-v1 -f logs --exp-id 1" in result.stdout
+    assert (run / "logs/dvpg/Pendulum-v1_1/learning_curve.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="TD3"):
+        read_baseline(csv_file, "TD3")
+    with pytest.raises(ValueError, match="eval-freq"):
+        run_folder(str(run / "logs"), "dvpg", "Pendulum-v1", 99)
+
+
+def test_noise_of_a_sampled_trial_has_the_actions_length() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"noise_type": "normal", "noise_std": 0.25})
+    arguments = search.sample_dvg_params(study.ask(), 3, 1, {"using_her_replay_buffer": False})
+    noise = arguments["action_noise"]
+    assert isinstance(noise, NormalActionNoise)
+    np.testing.assert_allclose(noise._sigma, np.full(3, 0.25))
