@@ -16,7 +16,8 @@ def discounts(gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dty
     :return: (K, steps + 1)
     """
     rows = [[gamma**t if t < k else 0.0 for t in range(steps)] + [gamma**k] for k in horizons]
-    return th.tensor(rows, dtype=dtype, device=device)
+    with th.inference_mode(False):  # cached: autograd would refuse a tensor that was made in inference mode
+        return th.tensor(rows, dtype=dtype, device=device)
 
 
 def value_expansions(

@@ -16,3 +16,7 @@ def torch_state_is_left_alone() -> Iterator[None]:
     before = _torch_state()
     yield
     assert _torch_state() == before
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: learns for ten seconds or more on a free core")

@@ -1,8 +1,8 @@
 """A linear-quadratic system: value, action value and policy gradient in closed form, to hold the estimators against.
 
-    s' = A s + B u,   r = -(s' M s + u' R u),   u = K s  (K is not the optimal gain)
-    V(s) = -s' P s,   P = M + K' R K + gamma (A + B K)' P (A + B K)
-    Q(s, a) = r(s, a) + gamma V(A s + B a)
+s' = A s + B u,   r = -(s' M s + u' R u),   u = K s  (K is not the optimal gain)
+V(s) = -s' P s,   P = M + K' R K + gamma (A + B K)' P (A + B K)
+Q(s, a) = r(s, a) + gamma V(A s + B a)
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class LinearQuadratic:
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, None]:
         return obs @ self.A.T + actions @ self.B.T, None
 
-    def outcome(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any) -> tuple[th.Tensor, th.Tensor | None]:
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any
+    ) -> tuple[th.Tensor, th.Tensor | None]:
         return self.reward(obs, actions), None
 
     def reward(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:

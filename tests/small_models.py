@@ -1,9 +1,9 @@
 """Small agents on Pendulum-v1 with made-up experience, for tests that look at single updates."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from collections import defaultdict
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -13,10 +13,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
-from sb3_valuegrad.replay import Batch
-
-Agent = TypeVar("Agent", bound=OffPolicyAlgorithm)
-AgentWithModel = TypeVar("AgentWithModel", bound=ValueGradientAlgorithm)
 
 
 class LinearFeatures(BaseFeaturesExtractor):
@@ -54,29 +50,29 @@ def fill(agent: OffPolicyAlgorithm, rows: int = 200, terminations: float = 0.1, 
     agent.num_timesteps = rows
 
 
-def make(algorithm: type[Agent], **kwargs: Any) -> Agent:
+def make(algorithm: type[OffPolicyAlgorithm], **kwargs: Any) -> Any:
     """An agent with small networks, experience, and a logger that writes nowhere."""
     policy_kwargs = {"net_arch": [16, 16], **kwargs.pop("policy_kwargs", {})}
     if issubclass(algorithm, ValueGradientAlgorithm):
         policy_kwargs = {"world_model_kwargs": {"net_arch": [16, 16]}, **policy_kwargs}
-    arguments = {"buffer_size": 300, "batch_size": 32, "seed": 0, "device": "cpu", **kwargs}
-    agent = algorithm("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, **arguments)  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {"buffer_size": 300, "batch_size": 32, "seed": 0, "device": "cpu", **kwargs}
+    agent = algorithm("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, **arguments)
     agent.set_logger(configure(None, []))
     fill(agent)
     return agent
 
 
-def with_model(algorithm: type[AgentWithModel], **kwargs: Any) -> AgentWithModel:
+def with_model(algorithm: type[ValueGradientAlgorithm], **kwargs: Any) -> Any:
     """An agent whose world model has learned a little, terminations included."""
     agent = make(algorithm, **kwargs)
     with seeded(5):
         for _ in range(20):
             agent._update_model(agent._sample(64), defaultdict(list))
-    assert agent._model_is_ready and agent.world_model.seen_dones > 0  # type: ignore[operator]
+    assert agent._model_is_ready and agent.world_model.seen_dones > 0
     return agent
 
 
-def draw(agent: ValueGradientAlgorithm, size: int = 32, seed: int = 1) -> Batch:
+def draw(agent: ValueGradientAlgorithm, size: int = 32, seed: int = 1) -> Any:
     with seeded(seed):
         return agent._sample(size)
 

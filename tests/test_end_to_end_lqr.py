@@ -117,3 +117,45 @@ def test_the_optimum_is_the_riccati_one() -> None:
     assert np.abs(STARTS @ truth.K.numpy().T).max() < 1
     assert optimal_cost() == pytest.approx(-truth.V(th.from_numpy(STARTS)).mean().item(), rel=1e-3)
     assert cost(lambda state: 0 * state[:, :1]) > 1.5 * optimal_cost()  # there is something to learn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [(DVG, {"horizon": 5}), (DVPG, {"horizon": 3, "lambda_": 0.5})],
+    ids=["DVG(5)", "DVPG(3)"],
+)
+def test_learning_reaches_the_riccati_optimum(algorithm: type[DeterministicValueGradient], arguments: dict[str, Any]) -> None:
+    """1.02 times the optimal cost with everything learned: critic, next state, reward."""
+
+    def decaying(progress: float) -> float:
+        return 1e-3 * progress
+
+    agent = algorithm(
+        "MlpPolicy",
+        LinearQuadraticEnv(),
+        learning_rate=decaying,
+        qf_learning_rate=decaying,
+        model_learning_rate=decaying,
+        learning_starts=500,
+        batch_size=128,
+        tau=0.02,
+        gamma=LinearQuadraticEnv.GAMMA,
+        action_noise=0.2,
+        target_policy_noise=0.0,
+        policy_kwargs={
+            "net_arch": [32, 32],
+            "n_critics": 1,
+            "world_model_kwargs": {"net_arch": [64], "termination": "none"},
+        },
+        seed=0,
+        device="cpu",
+        **arguments,
+    )
+
+    def policy(state: np.ndarray) -> np.ndarray:
+        return agent.predict(state.astype(np.float32), deterministic=True)[0]
+
+    assert cost(policy) > 1.2 * optimal_cost()
+    agent.learn(2000)
+    assert cost(policy) < 1.02 * optimal_cost()

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from small_models import changed, draw, make, snapshot, with_model
+from small_models import changed, draw, snapshot, with_model
 from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.algorithms.gradients import frozen, guarded_step
 
-OPTIMIZERS: dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "fused Adam": (th.optim.Adam, {"fused": True}),
     "foreach Adam": (th.optim.Adam, {"foreach": True}),
     "plain Adam": (th.optim.Adam, {"foreach": False}),
@@ -28,7 +28,7 @@ def kind(request: Any) -> tuple[type[th.optim.Optimizer], dict[str, Any]]:
     return OPTIMIZERS[request.param]
 
 
-def network() -> nn.Sequential:
+def network() -> Any:
     """Weight matrices that are not square, with the same numbers every time."""
     net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2))
     generator = th.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def moments(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_update_is_never_applied(kind: Any, bad: float, max_grad_norm: float | None) -> None:
     """Parameters and moments stay, and the next good step is the one that would have been taken without it."""
-    net, optimizer_class, arguments = network(), *kind
+    net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
     step(net, optimizer)
     reference = copy.deepcopy(net)
@@ -80,7 +80,7 @@ def test_a_bad_update_is_never_applied(kind: Any, bad: float, max_grad_norm: flo
 
 def test_the_very_first_update_may_be_bad(kind: Any) -> None:
     """Before the optimizer has any moments."""
-    net, optimizer_class, arguments = network(), *kind
+    net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
     before = snapshot(net)
     step(net, optimizer, float("nan"))
@@ -95,7 +95,7 @@ def test_the_very_first_update_may_be_bad(kind: Any) -> None:
 @pytest.mark.parametrize("bad", BAD)
 def test_one_bad_gradient_is_enough(kind: Any, bad: float) -> None:
     """A finite loss does not vouch for its gradient: here one entry of one parameter."""
-    net, optimizer_class, arguments = network(), *kind
+    net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
     before = snapshot(net)
     net[2].bias.register_hook(lambda grad: grad.index_fill(0, th.tensor([1]), bad))
@@ -105,7 +105,7 @@ def test_one_bad_gradient_is_enough(kind: Any, bad: float) -> None:
 
 def test_a_bad_loss_is_enough(kind: Any) -> None:
     """An infinite constant in the loss leaves the gradients finite."""
-    net, optimizer_class, arguments = network(), *kind
+    net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
     before, loss = snapshot(net), loss_of(net) + float("inf")
     assert th.isfinite(guarded_step(loss, [optimizer])[0])
@@ -125,8 +125,27 @@ def test_the_norm_is_returned_unclipped_and_applied_clipped(max_grad_norm: float
         th.testing.assert_close(parameter.detach(), start - share * gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_each_optimizer_clips_its_own_norm() -> None:
+    """One backward pass for two networks: a large gradient of one does not shrink the other's step."""
+    nets = [network(), network()]
+    loss = loss_of(nets[0]) + loss_of(nets[1], 100.0)
+    expected = []
+    for net, gradients in zip(
+        nets, [th.autograd.grad(loss, list(n.parameters()), retain_graph=True) for n in nets], strict=True
+    ):
+        norm = th.nn.utils.get_total_norm(gradients)
+        expected.append(
+            [p.detach() - g * min(1.0, 0.5 / norm.item()) for p, g in zip(net.parameters(), gradients, strict=True)]
+        )
+    norms = guarded_step(loss, [th.optim.SGD(net.parameters(), lr=1.0) for net in nets], 0.5)
+    assert len(norms) == 2 and norms[1] > 100 * norms[0] > 50
+    for net, parameters in zip(nets, expected, strict=True):
+        for actual, value in zip(net.parameters(), parameters, strict=True):
+            th.testing.assert_close(actual.detach(), value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_guarded_step_is_the_optimizers_own(kind: Any) -> None:
-    net, optimizer_class, arguments = network(), *kind
+    net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
     plain = copy.deepcopy(net)
     plain_optimizer = optimizer_class(plain.parameters(), lr=1e-2, **arguments)
@@ -202,7 +221,7 @@ def test_an_exception_in_the_actors_loss_leaves_the_flags() -> None:
     def fails(*args: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    agent.critic.q1 = fails  # type: ignore[method-assign]
+    agent.critic.q1 = fails
     flags = [parameter.requires_grad for parameter in agent.policy.parameters()]
     with pytest.raises(RuntimeError):
         agent._actor_loss(batch)
@@ -250,7 +269,7 @@ def test_a_bad_observation_in_the_buffer(bad: float) -> None:
     agent = with_model(DVPG, horizon=2)
     agent.replay_buffer.observations[:, 0, 1] = bad
     before = snapshot(agent.policy)
-    with pytest.raises(ValueError, match="is (nan|inf|-inf) after 200 steps"):
+    with pytest.raises(ValueError, match=r"is (nan|inf|-inf) after 200 steps"):
         agent.train(3, 32)
     assert changed(agent.policy, before) <= {"world_model.seen_dones", "world_model.seen_rows"}
 
@@ -261,7 +280,7 @@ def test_an_exploding_model_stops_the_actor_alone() -> None:
     with th.no_grad():
         agent.world_model.target_scaler.std.fill_(1e30)
     before = snapshot(agent.policy)
-    with pytest.raises(ValueError, match="^actor_"):
+    with pytest.raises(ValueError, match=r"^actor_"):
         agent.train(1, 32)
     names = changed(agent.policy, before)
     assert any(name.startswith("critic.") for name in names)

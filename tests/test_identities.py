@@ -14,14 +14,13 @@ from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
-from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
 
 SHARED = {"features_extractor_class": LinearFeatures, "share_features_extractor": True}
 OWN = {"features_extractor_class": LinearFeatures}
 
 
-def actor_gradient(agent: DeterministicValueGradient, batch: Any) -> th.Tensor:
+def actor_gradient(agent: Any, batch: Any) -> th.Tensor:
     """The actor's loss differentiated, as one vector; the gradients are taken away again."""
     agent._actor_loss(batch).backward()
     gradient = th.cat([parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None])
@@ -29,7 +28,7 @@ def actor_gradient(agent: DeterministicValueGradient, batch: Any) -> th.Tensor:
     return gradient
 
 
-def same_networks(agent: ValueGradientAlgorithm, other: ValueGradientAlgorithm) -> None:
+def same_networks(agent: Any, other: Any) -> None:
     agent.policy.load_state_dict(other.policy.state_dict())
     agent._n_model_updates = other._n_model_updates
 
@@ -43,10 +42,15 @@ OURS = [(DVG, {"horizon": 0}), (DVPG, {"horizon": 0}), (DVPG, {"horizon": 3, "la
 
 def pair(
     theirs_class: type[TD3], ours_class: type[DeterministicValueGradient], extra: dict[str, Any], policy_kwargs: dict[str, Any]
-) -> tuple[TD3, DeterministicValueGradient]:
+) -> tuple[Any, Any]:
     """SB3's algorithm and ours with equal networks, optimizers, experience and arguments."""
     is_td3 = theirs_class is TD3
-    common = {"n_critics": 2 if is_td3 else 1, "activation_fn": nn.ReLU, "optimizer_kwargs": {"foreach": False}, **policy_kwargs}
+    common = {
+        "n_critics": 2 if is_td3 else 1,
+        "activation_fn": nn.ReLU,
+        "optimizer_kwargs": {"foreach": False},
+        **policy_kwargs,
+    }
     theirs = make(theirs_class, learning_rate=1e-3, policy_kwargs=dict(common))
     ours = make(
         ours_class,
@@ -64,7 +68,7 @@ def pair(
     return theirs, ours
 
 
-def train_both(theirs: TD3, ours: DeterministicValueGradient, steps: int) -> None:
+def train_both(theirs: Any, ours: Any, steps: int) -> None:
     for agent in (theirs, ours):
         with seeded(7):
             agent.train(steps, batch_size=32)
@@ -161,7 +165,7 @@ def test_terminations_stop_the_critics_target() -> None:
 # ---------------------------------------------------------------- the actor's gradient
 
 
-def written_out(agent: DeterministicValueGradient, batch: Any, weights: dict[int, float], bootstrap: bool = True) -> th.Tensor:
+def written_out(agent: Any, batch: Any, weights: dict[int, float], bootstrap: bool = True) -> th.Tensor:
     """The loss as the paper reads, one step at a time, with a copy of the actor for the later actions."""
     later = copy.deepcopy(agent.actor).requires_grad_(False)
     state, action = batch.observations, agent.actor(batch.observations)
@@ -213,7 +217,7 @@ def test_first_action_and_all_action_paths_differ_here() -> None:
     agent = with_model(DVG, horizon=3)
     batch = draw(agent)
     first = actor_gradient(agent, batch)
-    agent._frozen_policy = agent._policy  # type: ignore[method-assign]
+    agent._frozen_policy = agent._policy
     assert (actor_gradient(agent, batch) - first).norm() > 0.05 * first.norm()
 
 
@@ -270,7 +274,7 @@ def test_a_shared_extractor_learns_from_the_first_action_alone() -> None:
     expected = actor_gradient(agent, batch)
     apart = copy.deepcopy(agent.policy)
     agent.critic.features_extractor = apart.critic.features_extractor.requires_grad_(False)
-    agent._frozen_policy = apart.actor.requires_grad_(False)  # type: ignore[method-assign]
+    agent._frozen_policy = apart.actor.requires_grad_(False)
     th.testing.assert_close(actor_gradient(agent, batch), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -327,7 +331,7 @@ def test_the_actor_would_notice_a_critic_without_a_state_gradient() -> None:
     agent = with_model(DVG, horizon=1, policy_kwargs=OWN)
     batch = draw(agent)
     right = actor_gradient(agent, batch)
-    agent.critic.q1 = lambda obs, actions: agent.critic.q1_forward(obs, actions).squeeze(1)  # type: ignore[method-assign]
+    agent.critic.q1 = lambda obs, actions: agent.critic.q1_forward(obs, actions).squeeze(1)
     assert (actor_gradient(agent, batch) - right).norm() > 0.01 * right.norm()
 
 
@@ -354,7 +358,7 @@ def test_fictitious_updates_are_ddpg_on_imagined_states() -> None:
     """One update on one state repeated: the step that DDPG's loss asks for there."""
     agent = with_model(DVG, horizon=0, fictitious_samples=40, fictitious_updates=1, max_grad_norm=None)
     state = th.tensor([[0.3, -0.2, 0.5]])
-    agent._fictitious_states = lambda: state  # type: ignore[method-assign]
+    agent._fictitious_states = lambda: state
     expected = -agent.critic.q1(state, agent.actor(state)).mean()
     norm = th.nn.utils.get_total_norm(th.autograd.grad(expected, list(agent.actor.parameters())))
     losses: dict[str, list[th.Tensor]] = defaultdict(list)
@@ -369,8 +373,7 @@ def test_fictitious_states_are_where_the_policy_leads(count: int) -> None:
     with seeded(2):
         states = agent._fictitious_states()
     assert states.shape == (count, 3) and not states.requires_grad
-    start = draw(agent, agent.batch_size, seed=2).observations
-    expected = []
+    start, expected = draw(agent, agent.batch_size, seed=2).observations, list[th.Tensor]()
     with th.no_grad():
         while sum(len(part) for part in expected) < count:
             start = agent.world_model.step(start, agent.actor(start)).next_obs

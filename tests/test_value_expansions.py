@@ -30,7 +30,13 @@ def expand(rollout: Rollout, critic: Critic, gamma: float, horizons: list[int] |
 
 
 def gradient(
-    model: Dynamics, critic: Critic, K: th.Tensor, obs: th.Tensor, gamma: float, weights: dict[int, float], all_actions: bool = False
+    model: Dynamics,
+    critic: Critic,
+    K: th.Tensor,
+    obs: th.Tensor,
+    gamma: float,
+    weights: dict[int, float],
+    all_actions: bool = False,
 ) -> th.Tensor:
     """Gradient of ``mean_s sum_k w_k J_k(s)`` in the gain, along one of the two paths."""
     theta = K.clone().requires_grad_()
@@ -115,6 +121,17 @@ def test_discounts_golden_in_the_datas_own_dtype() -> None:
     assert discounts(0.9, (1,), 1, th.float32, th.device("cpu")).dtype == th.float32
 
 
+def test_constants_made_in_inference_mode_serve_training_too() -> None:
+    """The table is cached: whoever asks first must not leave a tensor that autograd refuses."""
+    ones = th.ones(2, 3, dtype=th.float64)
+    gamma = 0.123456  # nobody else's
+    with th.inference_mode():
+        value_expansions(ones[:1], ones, ones, gamma)
+    rewards = ones[:1].clone().requires_grad_()
+    value_expansions(rewards, ones, ones, gamma).sum().backward()
+    assert rewards.grad is not None and th.equal(rewards.grad, ones[:1])
+
+
 # ---------------------------------------------------------------- the truth itself
 
 
@@ -175,7 +192,10 @@ def test_all_action_gradient_is_the_truncated_sum(exact: Exact, horizon: int) ->
 def test_all_action_gradient_tends_to_the_policy_gradient(exact: Exact) -> None:
     system, K, truth, obs = exact
     errors = [
-        (gradient(system, truth.Q, K, obs, system.gamma, {horizon: 1.0}, all_actions=True) - truth.dV_dK(obs)).abs().max().item()
+        (gradient(system, truth.Q, K, obs, system.gamma, {horizon: 1.0}, all_actions=True) - truth.dV_dK(obs))
+        .abs()
+        .max()
+        .item()
         for horizon in (0, 10, 30, 300)
     ]
     assert errors == sorted(errors, reverse=True) and errors[0] > 0.1 and errors[-1] < 1e-9
