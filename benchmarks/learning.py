@@ -63,7 +63,14 @@ def run_one(study_name: str, system: str, seed: int) -> None:
             )
             mean = sum(returns) / len(returns)
             spread = (sum((value - mean) ** 2 for value in returns) / len(returns)) ** 0.5
-            row: list[Any] = [system, seed, self.num_timesteps, round(mean, 2), round(spread, 2), round(min(returns), 2)]
+            row: list[Any] = [
+                system,
+                seed,
+                self.num_timesteps,
+                round(mean, 2),
+                round(spread, 2),
+                round(min(returns), 2),
+            ]
             row += [sum(lengths) / len(lengths), round((time.monotonic() - started) / 3600, 4), note]
             append(path, row)
             print(f"{study_name} {system} seed {seed} step {self.num_timesteps}: {mean:.0f}", flush=True)

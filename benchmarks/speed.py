@@ -29,7 +29,13 @@ from sb3_valuegrad import DVG, DVPG
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
 PAPER_MODEL = dict(
-    net_arch=[64, 64], activation_fn=nn.ReLU, share_network=False, normalize=False, predict_change=False, weight_decay=1e-4, termination="none"
+    net_arch=[64, 64],
+    activation_fn=nn.ReLU,
+    share_network=False,
+    normalize=False,
+    predict_change=False,
+    weight_decay=1e-4,
+    termination="none",
 )
 # network units, batch size, horizon -> the most that an update may cost (issue 2)
 LIMITS = {
@@ -94,7 +100,9 @@ def learn_ratio(model: BaseAlgorithm, reference: BaseAlgorithm, steps: int, repe
 
 def peak_memory(system: str) -> float:
     """Peak resident memory in MB of a process that trains 3000 steps with the default replay buffer."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
+    )
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(call.stdout.splitlines()[-1])
 
@@ -106,7 +114,9 @@ def train_alone(system: str) -> None:
     if system == "DDPG":
         model: BaseAlgorithm = ddpg(64, 128, buffer_size=50_000)
     else:
-        model = DVPG("MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64))
+        model = DVPG(
+            "MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64)
+        )
     collect(model, 50_000).train(50, 128)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
@@ -129,7 +139,11 @@ def main() -> None:
         reference = collect(ddpg(units, batch_size))
         common = dict(batch_size=batch_size, buffer_size=20_000, seed=0, device="cpu")
         systems: list[tuple[str, BaseAlgorithm, Any]] = [
-            (f"DVPG({k})", DVPG("MlpPolicy", ENV, horizon=k, **common, **paper_preset(units)), LIMITS[units, batch_size, k])
+            (
+                f"DVPG({k})",
+                DVPG("MlpPolicy", ENV, horizon=k, **common, **paper_preset(units)),
+                LIMITS[units, batch_size, k],
+            )
             for k in (1, 2, 5)
         ]
         systems.append(("DVG(0) = DDPG", DVG("MlpPolicy", ENV, horizon=0, **common, **paper_preset(units)), ""))

@@ -46,7 +46,9 @@ class PackedReplayBuffer(ReplayBuffer):
 
     def __init__(self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, **kwargs: Any):
         if kwargs.pop("optimize_memory_usage", False):
-            raise ValueError("optimize_memory_usage=True: PackedReplayBuffer keeps s' in the row; use SB3's ReplayBuffer")
+            raise ValueError(
+                "optimize_memory_usage=True: PackedReplayBuffer keeps s' in the row; use SB3's ReplayBuffer"
+            )
         # The parent allocates one row; ours are allocated once, below (np.zeros takes memory only where written).
         n_envs = kwargs.get("n_envs", 1)
         super().__init__(n_envs, observation_space, action_space, **kwargs)
@@ -146,7 +148,9 @@ class Sampler:
         if env is not None:
             shape = (batch_size, *buffer.obs_shape)
             obs, next_obs = (
-                th.as_tensor(env.normalize_obs(part.cpu().numpy().reshape(shape)), dtype=th.float32).to(rows).view(batch_size, -1)
+                th.as_tensor(env.normalize_obs(part.cpu().numpy().reshape(shape)), dtype=th.float32)
+                .to(rows)
+                .view(batch_size, -1)
                 for part in (obs, next_obs)
             )
             rewards = th.as_tensor(env.normalize_reward(rewards.cpu().numpy()), dtype=th.float32).to(rows)
@@ -203,7 +207,11 @@ def held_out_segments(
     # From the oldest to the newest: the position where the next step goes is the oldest.
     starts = starts[np.argsort((starts - buffer.pos) % buffer.buffer_size)]
     window = starts[:, None] + np.arange(length)
-    ends = buffer.dones[window[:, :-1], :].any(axis=1) if length > 1 else np.zeros((len(starts), buffer.n_envs), dtype=bool)
+    ends = (
+        buffer.dones[window[:, :-1], :].any(axis=1)
+        if length > 1
+        else np.zeros((len(starts), buffer.n_envs), dtype=bool)
+    )
     positions, envs = np.nonzero(~ends)
     if len(positions) == 0:
         return None

@@ -9,10 +9,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tiny import PointEnv, SpoiltEnv, same, snapshot, tiny
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.world_models import MlpWorldModel, get_world_model_class
-from tiny import PointEnv, SpoiltEnv, same, snapshot, tiny
 
 ALGORITHMS = [DVG, DVPG]
 

@@ -19,11 +19,11 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tiny import PointEnv, same, snapshot, tensors, tiny
 from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.replay import PackedReplayBuffer
-from tiny import PointEnv, same, snapshot, tensors, tiny
 
 DICT_SPACE = spaces.Dict(
     {"place": spaces.Box(-10, 10, (2,), np.float32), "grid": spaces.Box(-10, 10, (2, 3), np.float32)}
@@ -76,7 +76,7 @@ def test_save_and_load_carry_the_world_model(algorithm: Any, tmp_path: Path) -> 
     obs = np.ones((5, 2), dtype=np.float32)
     np.testing.assert_array_equal(loaded.predict(obs)[0], model.predict(obs)[0])
     # What is saved is complete: weights, normaliser, counts, and the optimizer's moments, none at its initial value.
-    names = {"networks.0.0.weight", "input_scaler.mean", "target_scaler.std", "input_scaler.batches", "seen_rows"}
+    names = {"network.0.weight", "input_scaler.mean", "target_scaler.std", "input_scaler.batches", "seen_rows"}
     fresh = snapshot(tiny(algorithm=algorithm))
     for name in names:
         path = f"/policy/world_model.{name}"

@@ -42,7 +42,9 @@ def loss_of(net: nn.Module, scale: float = 1.0) -> th.Tensor:
     return (scale * net(inputs)).square().mean()
 
 
-def step(net: nn.Module, optimizer: th.optim.Optimizer, scale: float = 1.0, max_grad_norm: float | None = None) -> th.Tensor:
+def step(
+    net: nn.Module, optimizer: th.optim.Optimizer, scale: float = 1.0, max_grad_norm: float | None = None
+) -> th.Tensor:
     return guarded_step(loss_of(net, scale), [optimizer], max_grad_norm)[0]
 
 

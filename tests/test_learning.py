@@ -7,10 +7,10 @@ import torch as th
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from tiny import PointEnv
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.world_models import MlpWorldModel
-from tiny import PointEnv
 
 NETS = {"net_arch": [64, 64], "world_model_kwargs": {"net_arch": [64, 64]}}
 

@@ -8,10 +8,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tiny import PointEnv, tiny
 
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.replay import BLOCK, PackedReplayBuffer, Sampler, held_out_segments, is_held_out
-from tiny import PointEnv, tiny
 
 ACTIONS = spaces.Box(-1, 1, (3,), np.float32)
 

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch as th
 from torch import nn
 
 from sb3_valuegrad.world_models import MlpWorldModel, Transitions
+from sb3_valuegrad.world_models.networks import ParallelMlp
 from sb3_valuegrad.world_models.scaling import RunningScaler
 
 S, A, N = 3, 2, 7
@@ -91,7 +92,8 @@ def test_options(share_network: bool, normalize: bool, predict_change: bool, rew
         + ["model_reward_loss"] * (reward_fn is None)
         + ["model_done_loss"] * (termination == "learned")
     )
-    assert len(model.networks) == (1 if share_network else len(learned))
+    if not share_network:
+        assert getattr(model.network, "members", None) == len(learned)
     losses = model.losses(batch)
     assert list(losses) == learned
     assert all(loss.shape == () and th.isfinite(loss) for loss in losses.values())
@@ -139,12 +141,10 @@ def test_functions_may_answer_with_booleans() -> None:
 
 def test_paper_preset() -> None:
     model = MlpWorldModel(S, A, **PAPER)
-    state: Any = model.networks[0]
-    reward: Any = model.networks[1]
-    for network, out in ((state, S), (reward, 1)):
-        kinds = [type(layer) for layer in network]
-        assert kinds == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
-        assert [layer.out_features for layer in network if isinstance(layer, nn.Linear)] == [64, 64, out]
+    network: Any = model.network
+    # Transition and reward, each S + A -> 64 -> 64 -> its output; of the reward's outputs the first counts.
+    assert [tuple(weight.shape) for weight in network.weights] == [(2, S + A, 64), (2, 64, 64), (2, 64, S)]
+    assert isinstance(network.activation, nn.ReLU)
     group: Any = model.parameter_groups()[0]
     assert group["weight_decay"] == 1e-4 and len(group["params"]) == len(list(model.parameters()))
     batch = data(N)
@@ -154,7 +154,29 @@ def test_paper_preset() -> None:
     th.testing.assert_close(losses["model_state_loss"], (next_obs - batch.next_obs).square().sum() / N)
     th.testing.assert_close(losses["model_reward_loss"], (rewards - batch.rewards).square().sum() / N)
     assert (done == 0).all()
-    th.testing.assert_close(next_obs, state(th.cat([batch.obs, batch.actions], dim=1)))
+    transition, reward = (alone(network, member)(th.cat([batch.obs, batch.actions], dim=1)) for member in range(2))
+    th.testing.assert_close(next_obs, transition)
+    th.testing.assert_close(rewards, reward[:, 0])
+
+
+def alone(network: ParallelMlp, member: int) -> nn.Sequential:
+    """One member of a batch of networks as an ordinary network."""
+    layers: list[nn.Module] = []
+    for weight, bias in zip(network.weights, network.biases, strict=True):
+        linear = nn.Linear(*weight.shape[1:])
+        linear.weight.data, linear.bias.data = weight[member].t(), bias[member, 0]
+        layers += [linear, network.activation]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_separate_networks_do_not_share_gradient() -> None:
+    """The reward's loss leaves the transition's network alone, and the other way round."""
+    model = MlpWorldModel(S, A, **PAPER)
+    losses = model.losses(data(N))
+    weight = cast(ParallelMlp, model.network).weights[0]
+    for name, member in (("model_state_loss", 0), ("model_reward_loss", 1)):
+        (gradient,) = th.autograd.grad(losses[name], [weight], retain_graph=True)
+        assert gradient[member].abs().sum() > 0 and gradient[1 - member].abs().sum() == 0
 
 
 # ---------------------------------------------------------------- scaling

@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -43,9 +44,9 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         noise; None: no noise
     :param policy_delay: critic updates per actor and target update
     :param horizon: imagined steps; 0 never uses the model
-    :param model_learning_starts: environment steps before the world model learns. What it missed until the first
-        update (at ``learning_starts``) it makes up for there, so a small number gives the policy a trained model from
-        the start; while it has not learned yet the policy follows the critic alone
+    :param model_learning_starts: environment steps before the world model learns. It then first makes one update for
+        each step so far, so that the policy never meets an untrained model; until then the policy follows the critic
+        alone
     :param model_gradient_steps: world-model updates per critic update
     :param model_validation_fraction: share of the replay buffer that the model is not fitted to, for its logged
         prediction errors; 0: none
@@ -53,7 +54,10 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     :raises ValueError: for arguments out of range, and spaces that value gradients cannot pass through
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy, "MultiInputPolicy": MultiInputPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
     policy: ValueGradientPolicy
     world_model: WorldModel
     replay_buffer: ReplayBuffer
@@ -162,18 +166,31 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"model_validation_fraction={self.model_validation_fraction} must be in [0, 0.5]")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive; None does not clip")
-        if isinstance(self.action_noise, (int, float)) and self.action_noise < 0:
-            raise ValueError(f"action_noise={self.action_noise} must not be negative; None explores without noise")
+        if not isinstance(self.action_noise, (ActionNoise, Real, type(None))) or (
+            isinstance(self.action_noise, Real) and not self.action_noise >= 0
+        ):
+            raise ValueError(
+                f"action_noise={self.action_noise!r} must be a standard deviation >= 0, one of SB3's ActionNoise objects, or "
+                "None to explore without noise"
+            )
+        for name in ("learning_rate", "qf_learning_rate", "model_learning_rate"):
+            rate = getattr(self, name)
+            if not (callable(rate) or isinstance(rate, Real) or (rate is None and name != "learning_rate")):
+                raise ValueError(
+                    f"{name}={rate!r} must be a number or a schedule (a function of the remaining progress). In YAML write "
+                    "!!float 1e-3: a plain 1e-3 is a string there"
+                )
 
     def _setup_model(self) -> None:
         self._check_arguments()
         check_spaces(self.observation_space, self.action_space)
-        if self._can_pack():
-            self.replay_buffer_class = PackedReplayBuffer
+        if self.replay_buffer_class in (None, PackedReplayBuffer):
+            # Chosen afresh each time: a loaded model may come with other arguments than it was saved with.
+            self.replay_buffer_class = PackedReplayBuffer if self._can_pack() else None
         super()._setup_model()
-        if isinstance(self.action_noise, (int, float)):
+        if isinstance(self.action_noise, Real):
             shape = self.action_space.shape
-            self.action_noise = NormalActionNoise(np.zeros(shape), np.full(shape, self.action_noise))
+            self.action_noise = NormalActionNoise(np.zeros(shape), np.full(shape, float(self.action_noise)))
         self.qf_lr_schedule = self._schedule(self.qf_learning_rate)
         self.model_lr_schedule = self._schedule(self.model_learning_rate)
         self._create_aliases()
@@ -181,7 +198,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _can_pack(self) -> bool:
         is_box = isinstance(self.observation_space, spaces.Box)
-        return self.replay_buffer_class is None and is_box and self.n_steps == 1 and not self.optimize_memory_usage
+        return is_box and self.n_steps == 1 and not self.optimize_memory_usage
 
     def _schedule(self, learning_rate: float | Schedule | None) -> Schedule:
         return FloatSchedule(self.learning_rate if learning_rate is None else learning_rate)
@@ -267,7 +284,9 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
                 self._update_model(self._sample(self.batch_size), losses)
         if self._n_updates % self.policy_delay == 0:
             logged["actor_loss"] = self._actor_loss(batch)
-            (logged["actor_grad_norm"],) = guarded_step(logged["actor_loss"], [self.actor.optimizer], self.max_grad_norm)
+            (logged["actor_grad_norm"],) = guarded_step(
+                logged["actor_loss"], [self.actor.optimizer], self.max_grad_norm
+            )
             self._update_targets()
         _append(losses, logged)
 
@@ -283,17 +302,17 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     def _update_model(self, batch: Batch, losses: Losses) -> None:
         """One step of the world model alone."""
         logged = self._model_losses(batch)
-        (logged["model_grad_norm"],) = guarded_step(logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm)
+        (logged["model_grad_norm"],) = guarded_step(
+            logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm
+        )
         self._n_model_updates += 1
         _append(losses, logged)
 
     def _warm_up_model(self, batch_size: int, losses: Losses) -> None:
-        """The world model's updates for the steps before ``learning_starts``, made up for at the first ``train()``."""
-        if self._n_model_updates > 0 or not self._needs_model():
-            return
-        missed = (self.num_timesteps - self.model_learning_starts) // self.n_envs - 1
-        for _ in range(missed * self.model_gradient_steps):
-            self._update_model(self._sample(batch_size), losses)
+        """Before its first use the world model makes one update for each step so far."""
+        if self._n_model_updates == 0 and self._trains_model():
+            for _ in range(self.num_timesteps // self.n_envs * self.model_gradient_steps):
+                self._update_model(self._sample(batch_size), losses)
 
     @th.no_grad()
     def _update_targets(self) -> None:
@@ -316,7 +335,9 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _record(self, losses: Losses) -> None:
         """Read the losses, once; stop if any is not finite."""
-        means = th.stack([values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]).tolist()
+        means = th.stack(
+            [values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]
+        ).tolist()
         for name, mean in zip(losses, means, strict=True):
             if not math.isfinite(mean):
                 raise ValueError(
@@ -338,8 +359,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
         :param steps: length of the open-loop prediction, below 32
         :param most: at most so many stretches of experience, the newest
-        :return: root mean squared errors in standard deviations of the states, or of the rewards; empty while nothing
-            has been held out
+        :return: see :func:`~sb3_valuegrad.diagnostics.open_loop_errors`; empty while nothing has been held out
         """
         held_out = held_out_segments(
             self.replay_buffer, self._flat, self.model_validation_fraction, steps, most, self._vec_normalize_env

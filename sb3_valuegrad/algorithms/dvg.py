@@ -56,7 +56,9 @@ class DVG(DeterministicValueGradient):
         _check_count("fictitious_samples", self.fictitious_samples, 0)
         _check_count("fictitious_updates", self.fictitious_updates, 0)
         if not self.bootstrap and self.horizon == 0:
-            raise ValueError("bootstrap=False with horizon=0 leaves nothing to maximise; DVGF needs a horizon of at least 1")
+            raise ValueError(
+                "bootstrap=False with horizon=0 leaves nothing to maximise; DVGF needs a horizon of at least 1"
+            )
         if bool(self.fictitious_samples) != bool(self.fictitious_updates):
             raise ValueError(
                 f"fictitious_samples={self.fictitious_samples} and fictitious_updates={self.fictitious_updates} belong "

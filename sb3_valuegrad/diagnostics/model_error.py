@@ -15,16 +15,16 @@ def open_loop_errors(
     :param states: real states (K + 1, N, S)
     :param actions: real actions (K, N, A), scaled to [-1, 1]
     :param rewards: real rewards (K, N)
-    :return: errors of the states after 1..K steps (K,), in standard deviations of the states over the data (root mean
-        square over rows and over the dimensions that vary), and of the rewards (K,), in theirs
+    :return: errors of the states after 1..K steps (K,), relative to how far the states moved in as many steps (root
+        mean square over rows, and over the dimensions that move): 1 is no better than predicting that nothing changes.
+        And of the rewards (K,), in standard deviations of the rewards: 1 is no better than predicting their mean
     """
-    spread = states.flatten(0, 1).std(dim=0)
-    varies = spread > 1e-6
     reward_spread = rewards.std().clamp(min=1e-6)
     predicted, state_errors, reward_errors = states[0], [], []
     for real_next, action, reward in zip(states[1:], actions, rewards, strict=True):
         predicted, predicted_reward, _ = model.step(predicted, action)
-        errors = ((predicted - real_next) / spread)[:, varies]
-        state_errors.append(errors.square().mean().sqrt())
+        moved = (real_next - states[0]).square().mean(0).sqrt()
+        relative = ((predicted - real_next) / moved)[:, moved > 1e-6]
+        state_errors.append(relative.square().mean().sqrt())
         reward_errors.append((predicted_reward - reward).square().mean().sqrt() / reward_spread)
     return th.stack(state_errors), th.stack(reward_errors)

@@ -84,13 +84,17 @@ class MlpWorldModel(WorldModel):
             return None
         rows = 3
         with th.no_grad():
-            result = function(th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim))
+            result = function(
+                th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim)
+            )
         shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
         if shape != (rows,):
             raise ValueError(
                 f"{name}={function!r}: for obs ({rows}, {self.obs_dim}), actions ({rows}, {self.action_dim}) and next_obs "
                 f"({rows}, {self.obs_dim}) it must return a tensor of shape ({rows},), one value a row, but gave {shape}"
             )
+        if not th.isfinite(result).all():
+            raise ValueError(f"{name}={function!r} returned {result.tolist()} for zeros; it must be finite everywhere")
         return function
 
     def _inputs(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
