@@ -166,9 +166,7 @@ def main() -> None:
         returns, versions = read(args.results / f"{args.study}.csv")
         steps_known = {step for curves in returns.values() for curve in curves.values() for step in curve}
         if unknown := set(args.steps) - steps_known:
-            raise ValueError(
-                f"--steps {sorted(unknown)}: nothing was evaluated there; choose from {sorted(steps_known)}"
-            )
+            raise ValueError(f"--steps {sorted(unknown)}: nothing was evaluated there; choose from {sorted(steps_known)}")
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     steps = sorted({*args.steps, max(steps_known)})

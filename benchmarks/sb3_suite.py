@@ -107,9 +107,7 @@ class Substitute:
                 self.failed.append(report.nodeid)
 
     def summary(self) -> Iterator[str]:
-        versions = [
-            f"{name} {importlib.metadata.version(name)}" for name in ("stable_baselines3", "torch", "gymnasium")
-        ]
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("stable_baselines3", "torch", "gymnasium")]
         yield f"\n{self.algorithm.__name__} for TD3 in SB3's tests ({', '.join(versions)})"
         yield ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
         yield f"{self.not_concerned} tests do not meet TD3 and were not run"

@@ -100,9 +100,7 @@ def learn_ratio(model: BaseAlgorithm, reference: BaseAlgorithm, steps: int, repe
 
 def peak_memory(system: str) -> float:
     """Peak resident memory in MB of a process that trains 3000 steps with the default replay buffer."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
-    )
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(call.stdout.splitlines()[-1])
 
@@ -114,9 +112,7 @@ def train_alone(system: str) -> None:
     if system == "DDPG":
         model: BaseAlgorithm = ddpg(64, 128, buffer_size=50_000)
     else:
-        model = DVPG(
-            "MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64)
-        )
+        model = DVPG("MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64))
     collect(model, 50_000).train(50, 128)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

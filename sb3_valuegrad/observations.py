@@ -12,7 +12,7 @@ from sb3_valuegrad.errors import UnsupportedSpaceError
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """Refuse what a value gradient cannot pass through.
 
-    :raises UnsupportedSpaceError: a ``ValueError``, for discrete actions, unbounded actions, and pixel or discrete observations
+    :raises UnsupportedSpaceError: a ``ValueError``, for discrete or unbounded actions, and pixel or discrete observations
     """
     if not isinstance(action_space, spaces.Box):
         raise UnsupportedSpaceError(
@@ -24,8 +24,10 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             f"action_space={action_space}: actions must have finite bounds, because the policy ends in a tanh that is "
             "scaled to them. Wrap the environment in gymnasium.wrappers.RescaleAction or declare bounds."
         )
-    is_dict = isinstance(observation_space, spaces.Dict)
-    for key, space in observation_space.spaces.items() if is_dict else [("observation_space", observation_space)]:
+    parts = (
+        observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"observation_space": observation_space}
+    )
+    for key, space in parts.items():
         if is_image_space(space):
             raise UnsupportedSpaceError(
                 f"{key}={space}: pixels are not supported, because the world model predicts the observation itself. Use "

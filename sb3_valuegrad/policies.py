@@ -39,9 +39,7 @@ class QCritic(ContinuousCritic):
     def _add_layer_norm(self, kwargs: dict[str, Any]) -> None:
         input_dim = kwargs["features_dim"] + get_action_dim(kwargs["action_space"])
         for index in range(self.n_critics):
-            layers = create_mlp(
-                input_dim, 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=[nn.LayerNorm]
-            )
+            layers = create_mlp(input_dim, 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=[nn.LayerNorm])
             self.q_networks[index] = nn.Sequential(*layers)
             self.add_module(f"qf{index}", self.q_networks[index])
 
@@ -61,6 +59,8 @@ class ValueGradientPolicy(TD3Policy):
     :param world_model_kwargs: its arguments; ``optimizer_class`` and ``optimizer_kwargs`` are shared by all networks
     """
 
+    critic: QCritic
+    critic_target: QCritic
     world_model: WorldModel
 
     def __init__(
@@ -108,9 +108,7 @@ class ValueGradientPolicy(TD3Policy):
         self.flat_observations = FlatObservations(self.observation_space)
         model_class = get_world_model_class(self.world_model_class)
         action_dim = get_action_dim(self.action_space)
-        self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(
-            self.device
-        )
+        self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(self.device)
         self.world_model.optimizer = self.optimizer_class(
             self.world_model.parameter_groups(),
             lr=lr_schedule(1),  # type: ignore[call-arg]

@@ -46,9 +46,7 @@ class PackedReplayBuffer(ReplayBuffer):
 
     def __init__(self, buffer_size: int, observation_space: spaces.Space, action_space: spaces.Space, **kwargs: Any):
         if kwargs.pop("optimize_memory_usage", False):
-            raise ValueError(
-                "optimize_memory_usage=True: PackedReplayBuffer keeps s' in the row; use SB3's ReplayBuffer"
-            )
+            raise ValueError("optimize_memory_usage=True: PackedReplayBuffer keeps s' in the row; use SB3's ReplayBuffer")
         # The parent allocates one row; ours are allocated once, below (np.zeros takes memory only where written).
         n_envs = kwargs.get("n_envs", 1)
         super().__init__(n_envs, observation_space, action_space, **kwargs)
@@ -207,11 +205,7 @@ def held_out_segments(
     # From the oldest to the newest: the position where the next step goes is the oldest.
     starts = starts[np.argsort((starts - buffer.pos) % buffer.buffer_size)]
     window = starts[:, None] + np.arange(length)
-    ends = (
-        buffer.dones[window[:, :-1], :].any(axis=1)
-        if length > 1
-        else np.zeros((len(starts), buffer.n_envs), dtype=bool)
-    )
+    ends = buffer.dones[window[:, :-1], :].any(axis=1) if length > 1 else np.zeros((len(starts), buffer.n_envs), dtype=bool)
     positions, envs = np.nonzero(~ends)
     if len(positions) == 0:
         return None
@@ -219,6 +213,7 @@ def held_out_segments(
     window = window[positions].T
 
     def states(steps: np.ndarray, of: Any) -> th.Tensor:
+        obs: Any
         if isinstance(buffer, DictReplayBuffer):
             obs = {key: values[steps, envs] for key, values in of.items()}
         else:

@@ -41,9 +41,7 @@ class Dynamics(Protocol):
         """``(M, S), (M, A), (M, S)`` to rewards ``(M,)`` and the chances of termination ``(M,)``; None: never."""
 
 
-def imagine(
-    model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later_policy: Policy | None = None
-) -> Rollout:
+def imagine(model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later_policy: Policy | None = None) -> Rollout:
     """Roll the policy through the model: ``s_{t+1}, r_t, d_t = f(s_t, a_t)`` and ``c_{t+1} = c_t (1 - d_t)``.
 
     Two gradient paths go through the same rollout:

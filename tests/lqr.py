@@ -158,9 +158,7 @@ class LinearQuadraticEnv(gym.Env):
         A, B, M, R = (th.from_numpy(matrix) for matrix in (cls.A, cls.B, cls.M, cls.R))
         return LinearQuadratic(A, B, M, R, cls.GAMMA)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.state, self.time = self.np_random.uniform(-0.7, 0.7, 2), 0
         return self.state.astype(np.float32), {}

@@ -93,7 +93,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS)
 def test_arguments(algorithm: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){message}"):
         tiny(algorithm=algorithm, **arguments)
@@ -231,7 +231,7 @@ OTHER_MODELS = [
 ]
 
 
-@pytest.mark.parametrize("kwargs", OTHER_MODELS, ids=str)
+@pytest.mark.parametrize("kwargs", OTHER_MODELS, ids=lambda kwargs: list(kwargs)[-1])
 def test_another_world_model(kwargs: dict[str, Any], tmp_path: Path) -> None:
     model, other = tiny(), tiny(policy_kwargs={"world_model_kwargs": kwargs})
     model.save(tmp_path / "model")

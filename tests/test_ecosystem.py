@@ -25,9 +25,7 @@ from torch import nn
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.replay import PackedReplayBuffer
 
-DICT_SPACE = spaces.Dict(
-    {"place": spaces.Box(-10, 10, (2,), np.float32), "grid": spaces.Box(-10, 10, (2, 3), np.float32)}
-)
+DICT_SPACE = spaces.Dict({"place": spaces.Box(-10, 10, (2,), np.float32), "grid": spaces.Box(-10, 10, (2, 3), np.float32)})
 
 
 SPACES = [
@@ -109,9 +107,7 @@ def test_get_and_set_parameters_round_trip() -> None:
 
 
 def test_policy_save_and_load_carry_the_world_model(tmp_path: Path) -> None:
-    model = tiny(
-        policy_kwargs={"layer_norm": False, "world_model_kwargs": {"net_arch": [8, 8], "normalize": True}}
-    ).learn(30)
+    model = tiny(policy_kwargs={"layer_norm": False, "world_model_kwargs": {"net_arch": [8, 8], "normalize": True}}).learn(30)
     model.policy.save(tmp_path / "policy.pth")
     loaded = type(model.policy).load(tmp_path / "policy.pth")
     assert same(tensors(loaded.state_dict()), tensors(model.policy.state_dict()))
@@ -268,9 +264,7 @@ def test_vec_normalize(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         batch.transitions.next_obs.numpy(), env.normalize_obs(buffer.next_observations[steps, envs]), rtol=1e-5
     )
-    np.testing.assert_allclose(
-        batch.transitions.rewards.numpy(), env.normalize_reward(buffer.rewards[steps, envs]), rtol=1e-5
-    )
+    np.testing.assert_allclose(batch.transitions.rewards.numpy(), env.normalize_reward(buffer.rewards[steps, envs]), rtol=1e-5)
     assert set(model.model_errors(steps=2)) <= {"model_error_1", "model_error_2", "model_reward_error"}
 
 
@@ -434,9 +428,7 @@ class SmallExtractor(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Box, features_dim: int = 8):
         super().__init__(observation_space, features_dim)
-        self.net = nn.Sequential(
-            nn.Flatten(), nn.Linear(int(np.prod(observation_space.shape)), features_dim), nn.Tanh()
-        )
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(observation_space.shape)), features_dim), nn.Tanh())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.net(observations)

@@ -125,9 +125,7 @@ def test_the_optimum_is_the_riccati_one() -> None:
     [(DVG, {"horizon": 5}), (DVPG, {"horizon": 3, "lambda_": 0.5})],
     ids=["DVG(5)", "DVPG(3)"],
 )
-def test_learning_reaches_the_riccati_optimum(
-    algorithm: type[DeterministicValueGradient], arguments: dict[str, Any]
-) -> None:
+def test_learning_reaches_the_riccati_optimum(algorithm: type[DeterministicValueGradient], arguments: dict[str, Any]) -> None:
     """1.02 times the optimal cost with everything learned: critic, next state, reward."""
 
     def decaying(progress: float) -> float:

@@ -42,10 +42,8 @@ def loss_of(net: nn.Module, scale: float = 1.0) -> th.Tensor:
     return (scale * net(inputs)).square().mean()
 
 
-def step(
-    net: nn.Module, optimizer: th.optim.Optimizer, scale: float = 1.0, max_grad_norm: float | None = None
-) -> th.Tensor:
-    return guarded_step(loss_of(net, scale), [optimizer], max_grad_norm)[0]
+def step(net: nn.Module, optimizer: th.optim.Optimizer, scale: float = 1.0, max_grad_norm: float | None = None) -> th.Tensor:
+    return guarded_step(loss_of(net, scale), [optimizer], max_grad_norm)[0][0]
 
 
 def moments(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -110,7 +108,7 @@ def test_a_bad_loss_is_enough(kind: Any) -> None:
     net, (optimizer_class, arguments) = network(), kind
     optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
     before, loss = snapshot(net), loss_of(net) + float("inf")
-    assert th.isfinite(guarded_step(loss, [optimizer])[0])
+    assert th.isfinite(guarded_step(loss, [optimizer])[0][0])
     assert not changed(net, before)
 
 
@@ -139,7 +137,7 @@ def test_each_optimizer_clips_its_own_norm() -> None:
         expected.append(
             [p.detach() - g * min(1.0, 0.5 / norm.item()) for p, g in zip(net.parameters(), gradients, strict=True)]
         )
-    norms = guarded_step(loss, [th.optim.SGD(net.parameters(), lr=1.0) for net in nets], 0.5)
+    norms, _ = guarded_step(loss, [th.optim.SGD(net.parameters(), lr=1.0) for net in nets], 0.5)
     assert len(norms) == 2 and norms[1] > 100 * norms[0] > 50
     for net, parameters in zip(nets, expected, strict=True):
         for actual, value in zip(net.parameters(), parameters, strict=True):

@@ -23,9 +23,7 @@ OWN = {"features_extractor_class": LinearFeatures}
 def actor_gradient(agent: Any, batch: Any) -> th.Tensor:
     """The actor's loss differentiated, as one vector; the gradients are taken away again."""
     agent._actor_loss(batch).backward()
-    gradient = th.cat(
-        [parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None]
-    )
+    gradient = th.cat([parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None])
     agent.actor.zero_grad()
     return gradient
 
@@ -151,11 +149,7 @@ def test_target_of_the_online_actor() -> None:
 
     with th.no_grad():
         for agent, actor in ((online, online.actor), (target, target.actor_target)):
-            q = (
-                th.cat(agent.critic_target(batch.next_observations, actor(batch.next_observations)), dim=1)
-                .min(1)
-                .values
-            )
+            q = th.cat(agent.critic_target(batch.next_observations, actor(batch.next_observations)), dim=1).min(1).values
             goal = batch.rewards[:, 0] + agent.gamma * (1 - batch.dones[:, 0]) * q
             values = agent.critic(batch.observations, batch.actions)
             expected = sum((value[:, 0] - goal).square().mean() for value in values)
@@ -214,9 +208,7 @@ def test_actor_gradient_is_the_papers_written_out(
     reference = written_out(agent, batch, weights, arguments.get("bootstrap", True))
     th.testing.assert_close(agent._actor_loss(batch), reference, rtol=1e-5, atol=1e-5)
     reference.backward()
-    expected = th.cat(
-        [parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None]
-    )
+    expected = th.cat([parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None])
     agent.policy.zero_grad()
     th.testing.assert_close(actor_gradient(agent, batch), expected, rtol=1e-4, atol=1e-6)
     # A detached or an all-action path would be far from it.

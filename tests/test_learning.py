@@ -30,9 +30,7 @@ def test_drive_to_the_origin(kwargs: dict[str, Any]) -> None:
     """Where the model matters: far better than standing still, near what is possible."""
     env = Monitor(PointEnv(length=20))
     algorithm = DVPG if "lambda_" in kwargs else DVG
-    model = algorithm("MlpPolicy", env, learning_starts=100, batch_size=64, seed=0, policy_kwargs=NETS, **kwargs).learn(
-        600
-    )
+    model = algorithm("MlpPolicy", env, learning_starts=100, batch_size=64, seed=0, policy_kwargs=NETS, **kwargs).learn(600)
     env.reset(seed=1)
     reward: Any = evaluate_policy(model, env, n_eval_episodes=20)[0]
     # Standing still costs 2/3 a step on average, 13.3 in all; full speed to the origin, by simulation, 0.6.

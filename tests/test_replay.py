@@ -122,9 +122,7 @@ def _buffers() -> list[Any]:
 
 
 def _filled_dict(buffer: DictReplayBuffer, steps: int) -> DictReplayBuffer:
-    source = filled(
-        ReplayBuffer(2 * steps, spaces.Box(-100, 100, (2,), np.float32), ACTIONS, device="cpu", n_envs=2), steps
-    )
+    source = filled(ReplayBuffer(2 * steps, spaces.Box(-100, 100, (2,), np.float32), ACTIONS, device="cpu", n_envs=2), steps)
     for step in range(steps):
         obs, next_obs = {"a": source.observations[step]}, {"a": source.next_observations[step]}
         infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in source.timeouts[step]]

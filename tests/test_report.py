@@ -92,8 +92,7 @@ def test_command(report: ModuleType, study: Path) -> None:
     text = study.with_suffix(".md").read_text()
     assert text.strip() == printed.strip()
     assert text.splitlines()[0] == (
-        "<!-- made by: python benchmarks/report.py synthetic --steps 100 "
-        "| rows of synthetic.csv: torch=2.0 commit=aaa|bbb -->"
+        "<!-- made by: python benchmarks/report.py synthetic --steps 100 | rows of synthetic.csv: torch=2.0 commit=aaa|bbb -->"
     )
     assert study.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

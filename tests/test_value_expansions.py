@@ -361,9 +361,7 @@ class Clock:
         move = th.tanh(state + actions) * th.where(clock > self.end, self.after, 1.0)
         return th.cat([move, clock + 1], dim=1), None
 
-    def outcome(
-        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def outcome(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any) -> tuple[th.Tensor, th.Tensor]:
         clock = obs[:, -1]
         rewards = (obs[:, :-1] * actions + next_obs[:, :-1]).sum(1) * th.where(clock > self.end, self.after, 1.0)
         return rewards, th.where(clock == self.end, self.chance, 0.0).to(obs)
@@ -415,9 +413,7 @@ def test_the_chance_of_termination_is_differentiated() -> None:
     chance = th.tensor([0.1, 0.3], dtype=th.float64, requires_grad=True)
 
     class Constant(Clock):
-        def outcome(
-            self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any
-        ) -> tuple[th.Tensor, th.Tensor]:
+        def outcome(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any) -> tuple[th.Tensor, th.Tensor]:
             return th.ones(len(obs), dtype=obs.dtype), chance.repeat_interleave(len(obs) // 2)
 
     obs = th.zeros(1, 3, dtype=th.float64)

@@ -45,9 +45,7 @@ def batches(of: Transitions, size: int, count: int) -> list[Transitions]:
     return [Transitions(*(part[rows] for part in of[:5])) for rows in chosen]
 
 
-def fitted(
-    model: MlpWorldModel, of: Transitions, steps: int, learning_rate: float = 3e-3, size: int = 128
-) -> MlpWorldModel:
+def fitted(model: MlpWorldModel, of: Transitions, steps: int, learning_rate: float = 3e-3, size: int = 128) -> MlpWorldModel:
     """The model after ``steps`` of Adam, the learning rate falling to zero."""
     optimizer = th.optim.Adam(model.parameter_groups(), learning_rate)
     schedule = th.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
@@ -88,9 +86,7 @@ def test_options(share_network: bool, normalize: bool, predict_change: bool, rew
     with th.no_grad():
         model.observe(batch)
     learned = (
-        ["model_state_loss"]
-        + ["model_reward_loss"] * (reward_fn is None)
-        + ["model_done_loss"] * (termination == "learned")
+        ["model_state_loss"] + ["model_reward_loss"] * (reward_fn is None) + ["model_done_loss"] * (termination == "learned")
     )
     if not share_network:
         assert getattr(model.network, "members", None) == len(learned)

@@ -332,9 +332,7 @@ def test_horizons_are_the_papers(version: str) -> None:
 
 def manager(**kwargs: Any) -> Any:
     sb3_valuegrad.zoo.register()
-    return rl_zoo3.exp_manager.ExperimentManager(
-        Namespace(), kwargs.pop("algo", "dvpg"), "Pendulum-v1", "logs", **kwargs
-    )
+    return rl_zoo3.exp_manager.ExperimentManager(Namespace(), kwargs.pop("algo", "dvpg"), "Pendulum-v1", "logs", **kwargs)
 
 
 def test_yaml_is_ours_unless_a_file_is_given(tmp_path: Path) -> None:

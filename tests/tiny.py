@@ -22,9 +22,7 @@ class PointEnv(gym.Env):
     """
 
     def __init__(self, observation_space: spaces.Space | None = None, length: int = 10, terminates: bool = False):
-        self.observation_space = (
-            spaces.Box(-10, 10, (2,), np.float32) if observation_space is None else observation_space
-        )
+        self.observation_space = spaces.Box(-10, 10, (2,), np.float32) if observation_space is None else observation_space
         self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
         self.length, self.terminates = length, terminates
 

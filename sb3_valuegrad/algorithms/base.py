@@ -18,12 +18,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+from stable_baselines3.td3.policies import Actor
 
 from sb3_valuegrad.algorithms.gradients import guarded_step
 from sb3_valuegrad.diagnostics.model_error import open_loop_errors
 from sb3_valuegrad.errors import MismatchError
 from sb3_valuegrad.observations import FlatObservations, check_spaces
-from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, ValueGradientPolicy
+from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, QCritic, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer, Sampler, held_out_segments
 from sb3_valuegrad.world_models import WorldModel
 
@@ -59,6 +60,10 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     policy: ValueGradientPolicy
+    actor: Actor
+    actor_target: Actor
+    critic: QCritic
+    critic_target: QCritic
     world_model: WorldModel
     replay_buffer: ReplayBuffer
 
@@ -213,8 +218,8 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         own = set(self._actor_parameters)
         others = [*self.critic.parameters(), *self.world_model.parameters()]
         self._other_parameters = [parameter for parameter in others if parameter not in own]
-        self._online = [*self.critic.parameters(), *self._actor_parameters]
-        self._targets = [*self.critic_target.parameters(), *self.actor_target.parameters()]
+        self._online: list[th.Tensor] = [*self.critic.parameters(), *self._actor_parameters]
+        self._targets: list[th.Tensor] = [*self.critic_target.parameters(), *self.actor_target.parameters()]
         # Running statistics (batch norm) are copied, not averaged, see SB3's issue 996.
         online, target = (self.critic, self.actor), (self.critic_target, self.actor_target)
         self._online_statistics = [stat for net in online for stat in get_parameters_by_name(net, ["running_"])]
@@ -272,21 +277,21 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         loss, logged = self._critic_loss(batch)
         logged["critic_loss"] = loss
         if not self._trains_model():
-            (logged["critic_grad_norm"],) = guarded_step(loss, [self.critic.optimizer], self.max_grad_norm)
+            (norm,), withheld = guarded_step(loss, [self.critic.optimizer], self.max_grad_norm)
+            logged["critic_grad_norm"] = norm
         else:
             # Critic and model share no parameter, and learn from the same minibatch: one backward pass serves both.
             logged.update(self._model_losses(batch))
             optimizers = [self.critic.optimizer, self.world_model.optimizer]
-            norms = guarded_step(loss + logged["model_loss"], optimizers, self.max_grad_norm)
+            norms, withheld = guarded_step(loss + logged["model_loss"], optimizers, self.max_grad_norm)
             logged["critic_grad_norm"], logged["model_grad_norm"] = norms
             self._n_model_updates += 1
             for _ in range(self.model_gradient_steps - 1):
                 self._update_model(self._sample(self.batch_size), losses)
         if self._n_updates % self.policy_delay == 0:
-            logged["actor_loss"] = self._actor_loss(batch)
-            (logged["actor_grad_norm"],) = guarded_step(
-                logged["actor_loss"], [self.actor.optimizer], self.max_grad_norm
-            )
+            loss = logged["actor_loss"] = self._actor_loss(batch)
+            (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm, after=withheld)
+            logged["actor_grad_norm"] = norm
             self._update_targets()
         _append(losses, logged)
 
@@ -302,9 +307,8 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     def _update_model(self, batch: Batch, losses: Losses) -> None:
         """One step of the world model alone."""
         logged = self._model_losses(batch)
-        (logged["model_grad_norm"],) = guarded_step(
-            logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm
-        )
+        (norm,), _ = guarded_step(logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm)
+        logged["model_grad_norm"] = norm
         self._n_model_updates += 1
         _append(losses, logged)
 
@@ -335,9 +339,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _record(self, losses: Losses) -> None:
         """Read the losses, once; stop if any is not finite."""
-        means = th.stack(
-            [values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]
-        ).tolist()
+        means = th.stack([values[0] if len(values) == 1 else th.stack(values).mean() for values in losses.values()]).tolist()
         for name, mean in zip(losses, means, strict=True):
             if not math.isfinite(mean):
                 raise ValueError(

@@ -60,9 +60,7 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         """One-step temporal differences (DVPG Alg. 2 line 7), over the smallest target critic (TD3)."""
         with th.no_grad():
             next_values = self.critic_target(batch.next_observations, self._target_action(batch))
-            next_value = (
-                next_values[0] if len(next_values) == 1 else th.cat(next_values, dim=1).amin(dim=1, keepdim=True)
-            )
+            next_value = next_values[0] if len(next_values) == 1 else th.cat(next_values, dim=1).amin(dim=1, keepdim=True)
             target = batch.rewards + (1 - batch.dones) * batch.discounts * next_value
         values = self.critic(batch.observations, batch.actions)
         losses = [F.mse_loss(value, target) for value in values]

@@ -56,9 +56,7 @@ class DVG(DeterministicValueGradient):
         _check_count("fictitious_samples", self.fictitious_samples, 0)
         _check_count("fictitious_updates", self.fictitious_updates, 0)
         if not self.bootstrap and self.horizon == 0:
-            raise ValueError(
-                "bootstrap=False with horizon=0 leaves nothing to maximise; DVGF needs a horizon of at least 1"
-            )
+            raise ValueError("bootstrap=False with horizon=0 leaves nothing to maximise; DVGF needs a horizon of at least 1")
         if bool(self.fictitious_samples) != bool(self.fictitious_updates):
             raise ValueError(
                 f"fictitious_samples={self.fictitious_samples} and fictitious_updates={self.fictitious_updates} belong "
@@ -86,7 +84,7 @@ class DVG(DeterministicValueGradient):
             chosen = states[th.randint(len(states), (self.batch_size,), device=states.device)]
             with frozen(self._other_parameters):
                 loss = -self._objective(chosen, {0: 1.0})
-            (norm,) = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm)
+            (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm)
             losses["fictitious_actor_loss"].append(loss.detach())
             losses["fictitious_actor_grad_norm"].append(norm)
 

@@ -46,7 +46,7 @@ class DVPG(DeterministicValueGradient):
         if not 0 <= self.lambda_ <= 1:
             raise ValueError(f"lambda_={self.lambda_} must be in [0, 1]; the paper uses 0.1, and 0 is DDPG")
         if self.lambda_ == 1 and self.horizon > 0:
-            warnings.warn("lambda_=1 gives every expansion the weight 1 - lambda_ = 0: the policy will not learn")
+            warnings.warn("lambda_=1 gives every expansion the weight 0: the policy will not learn", stacklevel=2)
 
     def _expansion_weights(self) -> dict[int, float]:
         return _weights(self.lambda_, self.horizon)

@@ -23,8 +23,11 @@ def frozen(parameters: Iterable[th.nn.Parameter]) -> Iterator[None]:
 
 
 def guarded_step(
-    loss: th.Tensor, optimizers: Sequence[th.optim.Optimizer], max_grad_norm: float | None = None
-) -> list[th.Tensor]:
+    loss: th.Tensor,
+    optimizers: Sequence[th.optim.Optimizer],
+    max_grad_norm: float | None = None,
+    after: th.Tensor | None = None,
+) -> tuple[list[th.Tensor], th.Tensor]:
     """Differentiate a loss and take one step of each optimizer, unless the loss or a gradient is not finite; then all
     parameters stay as they are.
 
@@ -34,7 +37,8 @@ def guarded_step(
     :param loss: scalar
     :param optimizers: of the networks that the loss trains; their gradients are consumed
     :param max_grad_norm: clip each optimizer's gradient to this norm; None: leave it
-    :return: for each optimizer the norm of its gradient before clipping
+    :param after: what an earlier step on the same data returned as withheld: then this one is withheld, too
+    :return: for each optimizer the norm of its gradient before clipping; and whether the step was withheld (bool scalar)
     """
     # backward(), not torch.autograd.grad: that one's gradients have strides of their own for weight matrices, which
     # the fused CPU kernels of torch 2.13 silently take for the parameters'.
@@ -42,15 +46,17 @@ def guarded_step(
     trained = [[p for group in o.param_groups for p in group["params"] if p.grad is not None] for o in optimizers]
     norms = th.stack(th._foreach_norm([p.grad for parameters in trained for p in parameters]))
     totals = [th.linalg.vector_norm(part) for part in norms.split([len(parameters) for parameters in trained])]
-    bad = ~th.isfinite(norms.sum() + loss.detach())
+    withheld = ~th.isfinite(norms.sum() + loss.detach())
+    if after is not None:
+        withheld = withheld | after
     for optimizer, parameters, norm in zip(optimizers, trained, totals, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            optimizer.found_inf = withheld.float()  # type: ignore[attr-defined]
             optimizer.step()
-        elif not bad:
+        elif not withheld:
             optimizer.step()
         for parameter in parameters:
             parameter.grad = None
-    return totals
+    return totals, withheld

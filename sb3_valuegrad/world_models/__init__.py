@@ -13,9 +13,7 @@ def get_world_model_class(name: str | type[WorldModel]) -> type[WorldModel]:
     """
     if isinstance(name, str):
         if name not in WORLD_MODEL_ALIASES:
-            raise ValueError(
-                f"world_model_class={name!r} is unknown; use one of {list(WORLD_MODEL_ALIASES)} or a class"
-            )
+            raise ValueError(f"world_model_class={name!r} is unknown; use one of {list(WORLD_MODEL_ALIASES)} or a class")
         return WORLD_MODEL_ALIASES[name]
     if not (isinstance(name, type) and issubclass(name, WorldModel)):
         raise ValueError(f"world_model_class={name!r} must be an alias or a subclass of sb3_valuegrad's WorldModel")

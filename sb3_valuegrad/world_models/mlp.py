@@ -84,9 +84,7 @@ class MlpWorldModel(WorldModel):
             return None
         rows = 3
         with th.no_grad():
-            result = function(
-                th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim)
-            )
+            result = function(th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim))
         shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
         if shape != (rows,):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Several networks of one shape, evaluated together."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch as th
 from torch import nn
@@ -18,16 +19,11 @@ class ParallelMlp(nn.Module):
     :param activation_fn: after each hidden layer
     """
 
-    def __init__(
-        self, members: int, input_dim: int, output_dim: int, net_arch: Sequence[int], activation_fn: type[nn.Module]
-    ):
+    def __init__(self, members: int, input_dim: int, output_dim: int, net_arch: Sequence[int], activation_fn: type[nn.Module]):
         super().__init__()
         self.members = members
         sizes = [input_dim, *net_arch, output_dim]
-        layers = [
-            [nn.Linear(size, next_size) for _ in range(members)]
-            for size, next_size in zip(sizes[:-1], sizes[1:], strict=True)
-        ]
+        layers = [[nn.Linear(size, next_size) for _ in range(members)] for size, next_size in pairwise(sizes)]
         self.weights = nn.ParameterList(th.stack([linear.weight.detach().t() for linear in layer]) for layer in layers)
         self.biases = nn.ParameterList(th.stack([linear.bias.detach()[None] for linear in layer]) for layer in layers)
         self.activation = activation_fn()

@@ -69,9 +69,7 @@ def main() -> None:
     scripts = ["init", *FUNCTIONS, *MODULES]
     script = sys.argv[1] if len(sys.argv) > 1 else ""
     if script not in scripts:
-        usage = (
-            f"usage: sb3-valuegrad {{{','.join(scripts)}}} ...\n`sb3-valuegrad train --help` lists the flags of train."
-        )
+        usage = f"usage: sb3-valuegrad {{{','.join(scripts)}}} ...\n`sb3-valuegrad train --help` lists the flags of train."
         if script in ("-h", "--help"):
             print(usage)
             return

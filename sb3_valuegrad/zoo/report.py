@@ -27,9 +27,7 @@ def run_folder(folder: str, algo: str, env: str, exp_id: int = 0) -> Path:
     exp_id = exp_id or get_latest_run_id(os.path.join(folder, algo), name)
     path = Path(folder, algo, f"{name}_{exp_id}")
     if not (path / "evaluations.npz").is_file():
-        raise ValueError(
-            f"{path} has no evaluations.npz: is {folder!r} the log folder, and did train have --eval-freq?"
-        )
+        raise ValueError(f"{path} has no evaluations.npz: is {folder!r} the log folder, and did train have --eval-freq?")
     return path
 
 
