@@ -242,9 +242,9 @@ def test_several_environments() -> None:
     model = tiny(several(3), gradient_steps=-1).learn(90)
     assert isinstance(model.action_noise, VectorizedActionNoise)
     assert model.replay_buffer.n_envs == 3 and model.replay_buffer.pos == 30
-    # Training begins after more than 20 steps, at 21: 24 rounds of 3 updates. The model makes up for 6 rounds.
+    # Training begins after more than 20 steps, at 21: 24 rounds of 3 updates. The model makes up for 7 rounds.
     assert model._n_updates == 3 * 24
-    assert model._n_model_updates == 3 * 24 + (21 // 3 - 1)
+    assert model._n_model_updates == 3 * 24 + 21 // 3
 
 
 def test_vec_normalize(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ def test_optimizers(optimizer: type[th.optim.Optimizer], tmp_path: Path) -> None
     model.learn(30)
     after = snapshot(model)
     assert all(type(net.optimizer) is optimizer for net in (model.actor, model.critic, model.world_model))
-    for name in ("actor.mu.0.weight", "critic.qf0.0.weight", "world_model.networks.0.0.weight"):
+    for name in ("actor.mu.0.weight", "critic.qf0.0.weight", "world_model.network.0.weight"):
         assert not th.equal(before[f"/policy/{name}"], after[f"/policy/{name}"])
     model.save(tmp_path / "model")
     assert same(snapshot(DVPG.load(tmp_path / "model")), after)
@@ -492,7 +492,7 @@ def test_separate_sizes_of_actor_critic_and_model() -> None:
     model = tiny(policy_kwargs=policy_kwargs).learn(30)
     assert [p.shape[0] for p in model.actor.mu.parameters() if p.dim() == 2] == [4, 2]
     assert len(model.critic.q_networks) == 3
-    assert model.world_model.networks[0][0].out_features == 5
+    assert model.world_model.network[0].out_features == 5
 
 
 def test_training_mode_reaches_the_world_model() -> None:

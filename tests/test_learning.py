@@ -38,10 +38,10 @@ def test_drive_to_the_origin(kwargs: dict[str, Any]) -> None:
 
 
 def test_the_world_model_learns_pendulum() -> None:
-    """Prediction errors in standard deviations of the states, where predicting the mean has the error 1."""
+    """Prediction errors relative to how far the state moved: predicting that nothing changes has the error 1."""
     model = DVPG("MlpPolicy", "Pendulum-v1", learning_starts=400, batch_size=64, seed=0, policy_kwargs=NETS).learn(700)
     errors = model.model_errors(steps=5)
-    assert errors["model_error_1"] < 0.05 and errors["model_error_5"] < 0.3 and errors["model_reward_error"] < 0.3
+    assert errors["model_error_1"] < 0.4 and errors["model_error_5"] < 0.4 and errors["model_reward_error"] < 0.3
 
 
 def test_horizon_zero_leaves_the_model_alone() -> None:
