@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from studies import STUDIES, Study, make_model
+from studies import Study, make_model, studies
 
+STUDIES = studies()
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["system", "seed", "step", "return_mean", "return_std", "return_min", "episode_length", "hours", "versions"]
 

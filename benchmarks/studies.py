@@ -1,10 +1,9 @@
 """The learning studies: which systems, which task, how many steps and seeds. ``learning.py`` runs them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import nn
 
 
 @dataclass
@@ -25,7 +24,6 @@ class Study:
     systems: dict[str, tuple[str, dict[str, Any]]]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     eval_episodes: int = 5
-    common: dict[str, Any] = field(default_factory=dict)
 
 
 # SB3's own algorithms, everything at its default except what the name says.
@@ -33,45 +31,45 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "TD3": ("TD3", {}),
     "SAC": ("SAC", {}),
     "DDPG": ("DDPG", {"noise": 0.1}),
-    "TD3 noise 0.1": ("TD3", {"noise": 0.1}),
 }
 
-# The DVPG paper's setting (App. C), with equal networks, noise and learning rates for all three.
-PAPER_NETWORKS: dict[str, Any] = dict(
-    net_arch=[64, 64],
-    activation_fn=nn.ReLU,
-    n_critics=1,
-    layer_norm=False,
-    world_model_kwargs=dict(
-        net_arch=[64, 64],
-        activation_fn=nn.ReLU,
-        share_network=False,
-        normalize=False,
-        predict_change=False,
-        weight_decay=1e-4,
-        termination="none",
-    ),
-)
-PAPER: dict[str, Any] = dict(
-    learning_rate=1e-4,
-    batch_size=128,
-    target_policy_noise=0.0,
-    action_noise=0.1,
-    model_validation_fraction=0.0,
-    policy_kwargs=PAPER_NETWORKS,
-)
-OURS: dict[str, tuple[str, dict[str, Any]]] = {"DVPG": ("DVPG", {}), "DVG(3)": ("DVG", {"horizon": 3})}
 
-STUDIES: dict[str, Study] = {
-    "halfcheetah": Study("HalfCheetah-v5", 50_000, 2_500, {"DVPG": OURS["DVPG"], **BASELINES}),
-    "halfcheetah-paper": Study(
-        "HalfCheetah-v5",
-        50_000,
-        2_500,
-        {"DVPG(0.1, 1)": ("DVPG", {}), "DVG(1)": ("DVG", {}), "DDPG (horizon 0)": ("DVG", {"horizon": 0})},
-        common=PAPER,
-    ),
-}
+def zoo(algorithm: str, env: str, preset: str = "", **changes: Any) -> tuple[str, dict[str, Any]]:
+    """One of our algorithms with what ``hyperparams/`` says for the task.
+
+    :param preset: "paper/" for the paper's settings
+    """
+    from sb3_valuegrad.zoo.manager import hyperparams_file, read_entry
+
+    entry = read_entry(hyperparams_file(preset + algorithm.lower()), env)
+    kwargs = {key: value for key, value in entry.items() if key not in ("n_timesteps", "policy")}
+    return algorithm, {**kwargs, **changes}
+
+
+def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The paper's DVPG, DVG and DDPG: the same networks, noise, learning rates and seeds."""
+    return {
+        "DVPG": zoo("DVPG", env, "paper/"),
+        "DVG": zoo("DVG", env, "paper/"),
+        "DDPG (horizon 0)": zoo("DVG", env, "paper/", horizon=0),
+    }
+
+
+def studies() -> dict[str, Study]:
+    cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
+    pendulum, cart = "Pendulum-v1", "InvertedPendulum-v5"
+    return {
+        "halfcheetah": Study(cheetah, 50_000, 2_500, {"DVPG": ("DVPG", {}), **BASELINES}),
+        "halfcheetah-paper": Study(cheetah, 50_000, 2_500, paper(cheetah)),
+        "pendulum": Study(
+            pendulum, 5_000, 500, {"DVPG": zoo("DVPG", pendulum), "DVG": zoo("DVG", pendulum)}, eval_episodes=10
+        ),
+        "invertedpendulum": Study(cart, 10_000, 1_000, {"DVPG": zoo("DVPG", cart), "DVG": zoo("DVG", cart)}),
+        "hopper": Study(hopper, 100_000, 5_000, {"DVPG": zoo("DVPG", hopper), **BASELINES}),
+        "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),
+        "swimmer": Study(swimmer, 100_000, 5_000, {"DVPG": zoo("DVPG", swimmer), **BASELINES}),
+        "swimmer-paper": Study(swimmer, 100_000, 5_000, paper(swimmer)),
+    }
 
 
 def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
@@ -85,7 +83,7 @@ def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
     import sb3_valuegrad
 
     name, given = study.systems[system]
-    kwargs = {**study.common, **given}
+    kwargs = dict(given)
     env = gym.make(study.env)
     if "noise" in kwargs:
         shape = env.action_space.shape

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import (
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.td3.policies import TD3Policy
+from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_valuegrad.observations import FlatObservations
@@ -22,7 +22,32 @@ from sb3_valuegrad.world_models import WorldModel, get_world_model_class
 FUSED_OPTIMIZERS = (th.optim.Adam, th.optim.AdamW)
 
 
-class QCritic(ContinuousCritic):
+# Layers that do the same in training and evaluation mode.
+MODELESS = tuple(f"torch.nn.modules.{kind}" for kind in ("linear", "activation", "container", "normalization", "flatten"))
+
+
+def _has_modes(network: nn.Module) -> bool:
+    """Whether a layer depends on the mode, like dropout, or is the user's, so that it may."""
+    ours = ("stable_baselines3.", "sb3_valuegrad.", *MODELESS)
+    layers = list(network.modules())
+    return any(isinstance(layer, nn.RReLU) or not type(layer).__module__.startswith(ours) for layer in layers)
+
+
+class _PlainFeatures(BaseModel):
+    """Vectors that are features already skip SB3's preprocessing, which costs as much as a small layer."""
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        is_plain = isinstance(obs, th.Tensor) and obs.dtype == th.float32 and obs.dim() == 2
+        if is_plain and type(features_extractor) is FlattenExtractor and isinstance(self.observation_space, spaces.Box):
+            return obs  # type: ignore[return-value]
+        return super().extract_features(obs, features_extractor)
+
+
+class MuActor(_PlainFeatures, Actor):
+    """SB3's deterministic actor."""
+
+
+class QCritic(_PlainFeatures, ContinuousCritic):
     """SB3's critic, differentiable in the observation, optionally with LayerNorm.
 
     ``ContinuousCritic.q1_forward`` extracts features under ``no_grad``: right for DDPG, where the observation is data,
@@ -109,11 +134,16 @@ class ValueGradientPolicy(TD3Policy):
         model_class = get_world_model_class(self.world_model_class)
         action_dim = get_action_dim(self.action_space)
         self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(self.device)
+        self._has_modes = any(_has_modes(network) for network in (self.actor, self.critic, self.world_model))
         self.world_model.optimizer = self.optimizer_class(
             self.world_model.parameter_groups(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> MuActor:
+        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return MuActor(**actor_kwargs).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> QCritic:
         critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -129,8 +159,11 @@ class ValueGradientPolicy(TD3Policy):
         return data
 
     def set_training_mode(self, mode: bool) -> None:
-        super().set_training_mode(mode)
-        self.world_model.train(mode)
+        """Called around every update: a walk over all layers, which is skipped where no layer would notice."""
+        self.training = mode
+        if self._has_modes:
+            super().set_training_mode(mode)
+            self.world_model.train(mode)
 
 
 MlpPolicy = ValueGradientPolicy

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import PointEnv, same, snapshot, tensors, tiny
 from torch import nn
@@ -495,12 +495,24 @@ def test_separate_sizes_of_actor_critic_and_model() -> None:
     assert model.world_model.network[0].out_features == 5
 
 
-def test_training_mode_reaches_the_world_model() -> None:
-    model = tiny()
+@pytest.mark.parametrize("layer", [nn.Dropout, nn.RReLU, nn.BatchNorm1d])
+def test_training_mode_reaches_every_layer_that_has_modes(layer: type[nn.Module]) -> None:
+    """The walk over the networks is skipped only where no layer would notice."""
+
+    class Extractor(FlattenExtractor):
+        def __init__(self, observation_space: spaces.Box):
+            super().__init__(observation_space)
+            self.layer = layer(self.features_dim) if layer is nn.BatchNorm1d else layer()
+
+    model = tiny(policy_kwargs={"net_arch": [8], "features_extractor_class": Extractor})
     for mode in (True, False):
         model.policy.set_training_mode(mode)
-        assert model.world_model.training is mode and model.actor.training is mode
+        assert model.policy.training is mode
+        assert all(network.training is mode for network in (model.actor.features_extractor, model.critic, model.world_model))
     assert not model.actor_target.training and not model.critic_target.training
+    assert not tiny().policy._has_modes
+    with_dropout = {"net_arch": [8], "world_model_kwargs": {"net_arch": [8], "activation_fn": nn.Dropout}}
+    assert tiny(policy_kwargs=with_dropout).policy._has_modes
 
 
 # ---------------------------------------------------------------- 3, 4: callbacks and the log

@@ -1,5 +1,6 @@
 """What all value-gradient algorithms share: a world model in the policy, and the package's only ``train()``."""
 
+import copy
 import math
 from abc import abstractmethod
 from collections import defaultdict
@@ -437,9 +438,12 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
         :raises MismatchError: a ``ValueError``, if the parameters belong to other networks (say, another world model)
         """
+        before = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(load_path_or_dict, exact_match, device)
         except (RuntimeError, ValueError) as error:
+            # PyTorch has copied by now what did fit.
+            super().set_parameters(before, device=device)  # type: ignore[arg-type]
             part = "world model" if "world_model" in str(error) else "policy"
             raise MismatchError(
                 f"load_path_or_dict does not fit this model's {part}: build the model with the policy_kwargs it was saved "

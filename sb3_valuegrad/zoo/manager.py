@@ -46,16 +46,20 @@ def _zoo_file() -> Path:
     return Path(sys.modules["rl_zoo3"].__file__ or "")
 
 
-def _entry(manager: Any) -> dict[str, Any]:
-    """The environment's entry in the YAML, its nested arguments evaluated as RL Zoo does."""
-    if not manager.config.endswith((".yml", ".yaml")):
-        return {}
-    entries = yaml.safe_load(Path(manager.config).read_text())
-    entry = dict(entries.get(manager.env_name.gym_id, entries.get("default", {})))
+def read_entry(path: Path, env: str) -> dict[str, Any]:
+    """The environment's entry in a YAML of hyperparameters, its nested arguments evaluated as RL Zoo does."""
+    entries = yaml.safe_load(path.read_text())
+    entry = dict(entries.get(env, entries.get("default", {})))
     for key in search.NESTED:
         if isinstance(entry.get(key), str):
-            entry[key] = eval(entry[key], vars(sys.modules["rl_zoo3.exp_manager"]).copy())
+            entry[key] = eval(entry[key], vars(importlib.import_module("rl_zoo3.exp_manager")).copy())
     return entry
+
+
+def _entry(manager: Any) -> dict[str, Any]:
+    if not manager.config.endswith((".yml", ".yaml")):
+        return {}
+    return read_entry(Path(manager.config), manager.env_name.gym_id)
 
 
 def _drop_empty_noise(hyperparams: dict[str, Any]) -> None:
