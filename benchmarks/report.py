@@ -156,10 +156,21 @@ def draw(study: str, returns: Returns, path: Path) -> None:
     plt.close(figure)
 
 
+def embed(page: Path, study: str, text: str) -> None:
+    """Replace what stands between the page's ``<!-- results:study -->`` and ``<!-- /results:study -->``."""
+    start, end = f"<!-- results:{study} -->", f"<!-- /results:{study} -->"
+    before, found, rest = page.read_text().partition(start)
+    if not found or end not in rest:
+        raise SystemExit(f"{page} has no {start} ... {end} to fill")
+    text = text.replace(f"]({study}.png)", f"](benchmarks/results/{study}.png)")
+    page.write_text(f"{before}{start}\n{text.strip()}\n{end}{rest.partition(end)[2]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="name of a CSV file in the results folder, without its ending")
     parser.add_argument("--steps", nargs="+", type=int, default=[], help="environment steps to report beside the last")
+    parser.add_argument("--embed", type=Path, help="put table and picture into this page, at its <!-- results:study -->")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder (default: benchmarks/results)")
     args = parser.parse_args()
     try:
@@ -177,6 +188,8 @@ def main() -> None:
     text = markdown(args.study, returns, versions, steps, command)
     (args.results / f"{args.study}.md").write_text(text)
     draw(args.study, returns, args.results / f"{args.study}.png")
+    if args.embed:
+        embed(args.embed, args.study, text)
     print(text)
 
 
