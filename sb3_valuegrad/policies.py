@@ -30,7 +30,9 @@ def _has_modes(network: nn.Module) -> bool:
     """Whether a layer depends on the mode, like dropout, or is the user's, so that it may."""
     ours = ("stable_baselines3.", "sb3_valuegrad.", *MODELESS)
     layers = list(network.modules())
-    return any(isinstance(layer, nn.RReLU) or not type(layer).__module__.startswith(ours) for layer in layers)
+    return any(
+        isinstance(layer, (nn.RReLU, nn.MultiheadAttention)) or not type(layer).__module__.startswith(ours) for layer in layers
+    )
 
 
 class _PlainFeatures(BaseModel):
@@ -79,9 +81,13 @@ class ValueGradientPolicy(TD3Policy):
 
     TD3's policy arguments, with what learns best as defaults, plus:
 
+    :param features_extractor_class: None: SB3's own for the space (flatten, or combine the parts of a Dict)
+    :param optimizer_class: of all networks, the world model included
+    :param optimizer_kwargs: its arguments, without the learning rate; Adam and AdamW are fused unless they say otherwise
     :param layer_norm: LayerNorm in the critics
     :param world_model_class: alias ("mlp") or subclass of :class:`~sb3_valuegrad.world_models.WorldModel`
-    :param world_model_kwargs: its arguments; ``optimizer_class`` and ``optimizer_kwargs`` are shared by all networks
+    :param world_model_kwargs: its arguments
+    :raises ValueError: for an unknown world model
     """
 
     critic: QCritic
@@ -95,7 +101,7 @@ class ValueGradientPolicy(TD3Policy):
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.SiLU,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -110,6 +116,8 @@ class ValueGradientPolicy(TD3Policy):
         optimizer_kwargs = dict(optimizer_kwargs or {})
         if optimizer_class in FUSED_OPTIMIZERS and not optimizer_kwargs.keys() & {"fused", "foreach", "differentiable"}:
             optimizer_kwargs["fused"] = True
+        if features_extractor_class is None:
+            features_extractor_class = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor
         self.layer_norm = layer_norm
         self.world_model_class = world_model_class
         self.world_model_kwargs = dict(world_model_kwargs or {})
@@ -135,11 +143,12 @@ class ValueGradientPolicy(TD3Policy):
         action_dim = get_action_dim(self.action_space)
         self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(self.device)
         self._has_modes = any(_has_modes(network) for network in (self.actor, self.critic, self.world_model))
-        self.world_model.optimizer = self.optimizer_class(
-            self.world_model.parameter_groups(),
-            lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
-        )
+        if self.world_model.is_learned:
+            self.world_model.optimizer = self.optimizer_class(
+                self.world_model.parameter_groups(),
+                lr=lr_schedule(1),  # type: ignore[call-arg]
+                **self.optimizer_kwargs,
+            )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> MuActor:
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
@@ -167,19 +176,5 @@ class ValueGradientPolicy(TD3Policy):
 
 
 MlpPolicy = ValueGradientPolicy
-
-
-class MultiInputPolicy(ValueGradientPolicy):
-    """:class:`ValueGradientPolicy` for Dict observations; the world model sees their parts as one flat vector."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        *args: Any,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
+# Dict observations, too: the world model sees their parts as one flat vector.
+MultiInputPolicy = ValueGradientPolicy

@@ -20,6 +20,14 @@ def discounts(gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dty
         return th.tensor(rows, dtype=dtype, device=device)
 
 
+def contiguous(numbers: Sequence[int]) -> slice | list[int]:
+    """An index for these rows; a slice, which copies nothing, where they are in sequence."""
+    chosen = list(numbers)
+    if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
+        return slice(chosen[0], chosen[0] + len(chosen))
+    return chosen
+
+
 def value_expansions(
     rewards: th.Tensor, alive: th.Tensor, values: th.Tensor, gamma: float, horizons: Sequence[int] | None = None
 ) -> th.Tensor:
@@ -41,6 +49,6 @@ def value_expansions(
     everything = tuple(range(steps + 1))
     chosen = everything if horizons is None else tuple(horizons)
     discount = discounts(gamma, chosen, steps, values.dtype, values.device)
-    last = alive if chosen == everything else alive[list(chosen)]
+    last = alive if chosen == everything else alive[contiguous(chosen)]
     bootstraps = discount[:, -1:] * last * values
     return th.addmm(bootstraps, discount[:, :-1], alive[:-1] * rewards)

@@ -1,6 +1,5 @@
 """Small agents on Pendulum-v1 with made-up experience, for tests that look at single updates."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,7 +66,7 @@ def with_model(algorithm: type[ValueGradientAlgorithm], **kwargs: Any) -> Any:
     agent = make(algorithm, **kwargs)
     with seeded(5):
         for _ in range(20):
-            agent._update_model(agent._sample(64), defaultdict(list))
+            agent._update_model(agent._sample(64))
     assert agent._model_is_ready and agent.world_model.seen_dones > 0
     return agent
 

@@ -1,6 +1,7 @@
 """What membership of Stable-Baselines3's ecosystem means, point by point, by value."""
 
 import copy
+import inspect
 import io
 import zipfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -23,7 +24,10 @@ from tiny import PointEnv, same, snapshot, tensors, tiny
 from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
+from sb3_valuegrad.algorithms.gradients import frozen
 from sb3_valuegrad.replay import PackedReplayBuffer
+from sb3_valuegrad.world_models import WorldModel
 
 DICT_SPACE = spaces.Dict({"place": spaces.Box(-10, 10, (2,), np.float32), "grid": spaces.Box(-10, 10, (2, 3), np.float32)})
 
@@ -74,7 +78,7 @@ def test_save_and_load_carry_the_world_model(algorithm: Any, tmp_path: Path) -> 
     obs = np.ones((5, 2), dtype=np.float32)
     np.testing.assert_array_equal(loaded.predict(obs)[0], model.predict(obs)[0])
     # What is saved is complete: weights, normaliser, counts, and the optimizer's moments, none at its initial value.
-    names = {"network.0.weight", "input_scaler.mean", "target_scaler.std", "input_scaler.batches", "seen_rows"}
+    names = {"network.0.weight", "input_scaler.mean", "state_scaler.std", "input_scaler.batches", "seen_rows"}
     fresh = snapshot(tiny(algorithm=algorithm))
     for name in names:
         path = f"/policy/world_model.{name}"
@@ -458,7 +462,9 @@ def test_a_shared_extractor_is_the_actors_alone() -> None:
     model._critic_loss(batch)[0].backward()
     assert all(parameter.grad is None for parameter in extractor)
     model.policy.zero_grad()
-    model._actor_loss(batch).backward()
+    with frozen(model._other_parameters):
+        loss = model._actor_loss(batch)
+    loss.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in extractor)
     assert all(parameter.grad is None for parameter in model._other_parameters)
 
@@ -578,3 +584,67 @@ def test_log_with_fictitious_samples(tmp_path: Path) -> None:
 def test_registered_environments_by_name() -> None:
     model = tiny("Pendulum-v1").learn(30)
     assert model.env.envs[0].spec.id == "Pendulum-v1" and model._n_model_updates > 0
+
+
+# ---------------------------------------------------------------- the constructor, and models that need no training
+
+
+@pytest.mark.parametrize("algorithm", [DVG, DVPG])
+def test_signatures_do_not_drift(algorithm: Any) -> None:
+    """Each class spells its arguments out, for editors and for help(); they are the family's."""
+    own = inspect.signature(algorithm.__init__).parameters
+    family = inspect.signature(DeterministicValueGradient.__init__).parameters
+    assert [name for name in own if name in family] == list(family)
+    for name, parameter in family.items():
+        assert (own[name].annotation, own[name].default) == (parameter.annotation, parameter.default), name
+    theirs = list(inspect.signature(TD3.__init__).parameters)
+    positional = [name for name, parameter in own.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == theirs[: len(positional)]
+
+
+def test_a_model_trained_elsewhere_is_trusted() -> None:
+    trained, other = tiny().learn(60), tiny()
+    assert not other._model_is_ready
+    other.set_parameters(trained.get_parameters())
+    assert other._model_is_ready and other._n_model_updates == trained._n_model_updates
+    trained.set_parameters(tiny().get_parameters())
+    assert not trained._model_is_ready
+
+
+def test_warm_up_is_one_update_for_each_stored_step() -> None:
+    """Not for each step of the agent's life: it may come back without its buffer."""
+    model = tiny(horizon=0).learn(60)
+    model.horizon, model.num_timesteps = 2, 100_000
+    model.replay_buffer.reset()
+    model.learn(1, reset_num_timesteps=False)
+    assert model._n_model_updates == 2
+
+
+class Drift(WorldModel):
+    """A given model, with nothing to fit."""
+
+    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, None]:
+        return obs + 0.1 * actions[:, :1], None
+
+    def outcome(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any) -> tuple[th.Tensor, None]:
+        return -next_obs.square().sum(1), None
+
+    def losses(self, data: Any) -> dict[str, th.Tensor]:
+        raise AssertionError("there is nothing to fit")
+
+
+def test_a_model_without_parameters_is_used_as_it_is(tmp_path: Path) -> None:
+    model = tiny(policy_kwargs={"net_arch": [8], "world_model_class": Drift, "world_model_kwargs": {}})
+    assert model._model_is_ready
+    model.learn(60)
+    model.save(tmp_path / "model")
+    loaded = DVPG.load(tmp_path / "model")
+    assert same(snapshot(loaded), snapshot(model))
+
+
+def test_gamma_can_be_changed_between_runs() -> None:
+    model = tiny(horizon=0, target_policy_noise=0.0).learn(60)
+    batch = model._sample(8)
+    before = model._critic_loss(batch)[0]
+    model.gamma = 0.0
+    assert not th.equal(model._critic_loss(batch)[0], before)

@@ -247,7 +247,7 @@ def test_a_bad_reward_in_the_buffer(bad: float, optimizer_kwargs: dict[str, Any]
     assert not changed(agent.critic, before)
     # Running statistics of what was good (the inputs) go on; no parameter and no statistic of rewards does.
     moved = changed(agent.world_model, model_before)
-    assert all(name.startswith(("input_scaler.", "seen_")) for name in moved)
+    assert all(name.startswith(("input_scaler.", "state_scaler.", "seen_", "updates")) for name in moved)
     for optimizer, expected in ((agent.critic.optimizer, of_critic), (agent.world_model.optimizer, of_model)):
         assert all(th.equal(actual, value) for actual, value in zip(moments(optimizer), expected, strict=True))
     assert all(th.isfinite(value).all() for value in agent.policy.state_dict().values())
@@ -271,14 +271,16 @@ def test_a_bad_observation_in_the_buffer(bad: float) -> None:
     before = snapshot(agent.policy)
     with pytest.raises(ValueError, match=r"is (nan|inf|-inf) after 200 steps"):
         agent.train(3, 32)
-    assert changed(agent.policy, before) <= {"world_model.seen_dones", "world_model.seen_rows"}
+    counts_and_rewards = ("world_model.seen_", "world_model.updates", "world_model.reward_scaler.")
+    assert all(name.startswith(counts_and_rewards) for name in changed(agent.policy, before))
 
 
 def test_an_exploding_model_stops_the_actor_alone() -> None:
     """A rollout that leaves the numbers: the actor's step is withheld and named, the critic's is taken."""
-    agent = with_model(DVG, horizon=3, model_learning_starts=10**6)
+    agent = with_model(DVG, horizon=3)
+    agent._trains_model = lambda: False
     with th.no_grad():
-        agent.world_model.target_scaler.std.fill_(1e30)
+        agent.world_model.state_scaler.spread.fill_(1e30)
     before = snapshot(agent.policy)
     with pytest.raises(ValueError, match=r"^actor_"):
         agent.train(1, 32)

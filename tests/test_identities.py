@@ -15,6 +15,7 @@ from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
+from sb3_valuegrad.algorithms.gradients import frozen
 
 SHARED = {"features_extractor_class": LinearFeatures, "share_features_extractor": True}
 OWN = {"features_extractor_class": LinearFeatures}
@@ -22,7 +23,9 @@ OWN = {"features_extractor_class": LinearFeatures}
 
 def actor_gradient(agent: Any, batch: Any) -> th.Tensor:
     """The actor's loss differentiated, as one vector; the gradients are taken away again."""
-    agent._actor_loss(batch).backward()
+    with frozen(agent._other_parameters):
+        loss = agent._actor_loss(batch)
+    loss.backward()
     gradient = th.cat([parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None])
     agent.actor.zero_grad()
     return gradient
@@ -259,7 +262,10 @@ def test_only_the_actor_receives_gradient(
     agent = with_model(algorithm, horizon=horizon, policy_kwargs=policy_kwargs)
     agent.policy.zero_grad()
     flags = [parameter.requires_grad for parameter in agent.policy.parameters()]
-    agent._actor_loss(draw(agent)).backward()
+    before, batch = snapshot(agent.policy), draw(agent)
+    with frozen(agent._other_parameters):
+        loss = agent._actor_loss(batch)
+    loss.backward()
     own = {id(parameter) for parameter in agent.actor.parameters()}
     for name, parameter in agent.policy.named_parameters():
         if id(parameter) in own:
@@ -267,6 +273,12 @@ def test_only_the_actor_receives_gradient(
         else:
             assert parameter.grad is None, name
     assert [parameter.requires_grad for parameter in agent.policy.parameters()] == flags
+    # And so it is in the step itself, which leaves nothing behind.
+    agent.policy.zero_grad()
+    agent._update_actor(lambda: agent._actor_loss(batch))
+    moved = [name for name, parameter in agent.policy.named_parameters() if not th.equal(parameter, before[name])]
+    assert moved and all(id(dict(agent.policy.named_parameters())[name]) in own for name in moved)
+    assert all(parameter.grad is None for parameter in agent.policy.parameters())
 
 
 def test_a_shared_extractor_learns_from_the_first_action_alone() -> None:

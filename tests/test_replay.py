@@ -10,8 +10,9 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import PointEnv, tiny
 
+from sb3_valuegrad.held_out import BLOCK, held_out_segments, is_held_out
 from sb3_valuegrad.observations import FlatObservations
-from sb3_valuegrad.replay import BLOCK, PackedReplayBuffer, Sampler, held_out_segments, is_held_out
+from sb3_valuegrad.replay import PackedReplayBuffer, sample_batch
 
 ACTIONS = spaces.Box(-1, 1, (3,), np.float32)
 
@@ -87,10 +88,10 @@ def test_handle_timeout_termination_false() -> None:
 
 def test_the_state_action_pair_is_a_view() -> None:
     buffer: Any = filled(PackedReplayBuffer(100, spaces.Box(-9, 9, (2,)), ACTIONS, device="cpu", n_envs=1), 40)
-    batch: Any = Sampler(FlatObservations(buffer.observation_space), 0.99, 0.0).sample(buffer, 8, None)
+    batch: Any = sample_batch(buffer, 8, FlatObservations(buffer.observation_space), 0.0, None)
     assert batch.transitions.obs.data_ptr() + 2 * 4 == batch.transitions.actions.data_ptr()
     assert batch.observations.data_ptr() == batch.transitions.obs.data_ptr()
-    assert batch.rewards.shape == batch.dones.shape == (8, 1) and batch.discounts == 0.99
+    assert batch.rewards.shape == batch.dones.shape == (8, 1) and batch.discounts is None
 
 
 def test_memory_usage_cannot_be_optimised_in_rows() -> None:
@@ -138,11 +139,11 @@ def test_held_out_rows_have_no_weight(kind: int) -> None:
     observations = buffer.observations["a"] if kind == 3 else buffer.observations
     secret = {tuple(row) for row in observations[held_out].reshape(-1, 2).tolist()}
     flat = FlatObservations(buffer.observation_space)
-    transitions: Any = Sampler(flat, 0.99, fraction).sample(buffer, 2000, None).transitions
+    transitions: Any = sample_batch(buffer, 2000, flat, fraction, None).transitions
     counts = np.array([tuple(row) not in secret for row in transitions.obs.tolist()])
     np.testing.assert_array_equal(transitions.weights.numpy() > 0, counts)
     assert 0.1 < 1 - counts.mean() < 0.4
-    assert Sampler(flat, 0.99, 0.0).sample(buffer, 9, None).transitions.weights is None
+    assert sample_batch(buffer, 9, flat, 0.0, None).transitions.weights is None
 
 
 @pytest.mark.parametrize("length", [1, 5, 20])
@@ -206,3 +207,8 @@ def test_nothing_is_held_out_of_an_empty_or_undivided_buffer() -> None:
     for steps in (0, 3, 30):
         assert held_out_segments(filled(buffer, steps), FlatObservations(space), 0.05, 5, 10, None) is None
     assert held_out_segments(filled(buffer, 60), FlatObservations(space), 0.0, 5, 10, None) is None
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.3, 0.4, 0.5])
+def test_the_held_out_share_is_the_one_asked_for(fraction: float) -> None:
+    assert is_held_out(np.arange(1000 * BLOCK), fraction).mean() == pytest.approx(fraction, abs=0.002)

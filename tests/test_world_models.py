@@ -233,10 +233,23 @@ def test_models_scales_are_the_datas(predict_change: bool) -> None:
     with th.no_grad():
         for rows in th.arange(2048).split(128):
             model.observe(Transitions(*(part[rows] for part in of[:5])))
-    targets = th.cat([of.next_obs - of.obs if predict_change else of.next_obs, of.rewards[:, None]], dim=1)
-    for scaler, columns in ((model.input_scaler, th.cat([of.obs, of.actions], dim=1)), (model.target_scaler, targets)):
+    scaled = {
+        model.input_scaler: th.cat([of.obs, of.actions], dim=1),
+        model.state_scaler: of.next_obs - of.obs if predict_change else of.next_obs,
+        model.reward_scaler: of.rewards[:, None],
+    }
+    for scaler, columns in scaled.items():
         th.testing.assert_close(scaler.mean, columns.mean(0), rtol=1e-3, atol=1e-4)
         th.testing.assert_close(scaler.std, columns.std(0, correction=0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_constant_column_is_predicted_to_stay() -> None:
+    """A goal, say. The network's output for it is noise, whatever its weights."""
+    model, of = built(), data(256)
+    of = of._replace(obs=of.obs.index_fill(1, th.tensor([1]), 0.7), next_obs=of.next_obs.index_fill(1, th.tensor([1]), 0.7))
+    with th.no_grad():
+        model.observe(of)
+    assert (model.step(of.obs, of.actions).next_obs[:, 1] == 0.7).all()
 
 
 def test_all_state_is_float() -> None:

@@ -4,7 +4,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
@@ -21,12 +21,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 from stable_baselines3.td3.policies import Actor
 
-from sb3_valuegrad.algorithms.gradients import guarded_step
+from sb3_valuegrad.algorithms.gradients import frozen, guarded_step
 from sb3_valuegrad.diagnostics.model_error import open_loop_errors
 from sb3_valuegrad.errors import MismatchError
+from sb3_valuegrad.held_out import BLOCK, held_out_segments
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, QCritic, ValueGradientPolicy
-from sb3_valuegrad.replay import Batch, PackedReplayBuffer, Sampler, held_out_segments
+from sb3_valuegrad.replay import Batch, PackedReplayBuffer, sample_batch
 from sb3_valuegrad.world_models import WorldModel
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ValueGradientAlgorithm")
@@ -47,7 +48,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     :param policy_delay: critic updates per actor and target update
     :param horizon: imagined steps; 0 never uses the model
     :param model_learning_starts: environment steps before the world model learns. It then first makes one update for
-        each step so far, so that the policy never meets an untrained model; until then the policy follows the critic
+        each step that is stored, so that the policy never meets an untrained model; until then the policy follows the critic
         alone
     :param model_gradient_steps: world-model updates per critic update
     :param model_validation_fraction: share of the replay buffer that the model is not fitted to, for its logged
@@ -98,8 +99,8 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
-        device: th.device | str = "auto",
         seed: int | None = None,
+        device: th.device | str = "auto",
     ):
         if env is not None:
             # SB3 asserts; our users get the way out. (env is None where a saved model is loaded without one.)
@@ -153,31 +154,29 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, its value and the way out"""
-        _check_count("horizon", self.horizon, 0)
-        _check_count("policy_delay", self.policy_delay, 1)
-        _check_count("batch_size", self.batch_size, 1)
-        _check_count("model_learning_starts", self.model_learning_starts, 0)
-        _check_count("model_gradient_steps", self.model_gradient_steps, 1)
-        _check_count("n_steps", self.n_steps, 1)
+        counts = {"horizon": 0, "policy_delay": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
+        counts.update(gradient_steps=-1, model_learning_starts=0, model_gradient_steps=1)
+        for name, least in counts.items():
+            check_count(name, getattr(self, name), least)
+        for name, most in {"gamma": 1.0, "tau": 1.0, "model_validation_fraction": 0.5}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, {most:g}]")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive; None does not clip")
         if self.n_steps > 1 and self.replay_buffer_class is None and isinstance(self.observation_space, spaces.Dict):
             raise ValueError(
                 f"n_steps={self.n_steps} does not work with Dict observations yet; use n_steps=1, or flatten them with "
                 "gymnasium.wrappers.FlattenObservation"
             )
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma} must be in [0, 1]")
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau={self.tau} must be in [0, 1]")
-        if not 0 <= self.model_validation_fraction <= 0.5:
-            raise ValueError(f"model_validation_fraction={self.model_validation_fraction} must be in [0, 0.5]")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive; None does not clip")
-        if not isinstance(self.action_noise, (ActionNoise, Real, type(None))) or (
-            isinstance(self.action_noise, Real) and not self.action_noise >= 0
-        ):
+        self._check_rates_and_noise()
+
+    def _check_rates_and_noise(self) -> None:
+        noise = self.action_noise
+        is_deviation = isinstance(noise, Real) and not isinstance(noise, bool) and noise >= 0
+        if not (is_deviation or noise is None or isinstance(noise, ActionNoise)):
             raise ValueError(
-                f"action_noise={self.action_noise!r} must be a standard deviation >= 0, one of SB3's ActionNoise objects, or "
-                "None to explore without noise"
+                f"action_noise={noise!r} must be a standard deviation >= 0, one of SB3's ActionNoise objects, or None to "
+                "explore without noise"
             )
         for name in ("learning_rate", "qf_learning_rate", "model_learning_rate"):
             rate = getattr(self, name)
@@ -200,7 +199,6 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         self.qf_lr_schedule = self._schedule(self.qf_learning_rate)
         self.model_lr_schedule = self._schedule(self.model_learning_rate)
         self._create_aliases()
-        self._sampler = Sampler(self._flat, self.gamma, self.model_validation_fraction)
 
     def _can_pack(self) -> bool:
         is_box = isinstance(self.observation_space, spaces.Box)
@@ -247,7 +245,11 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     @property
     def _model_is_ready(self) -> bool:
-        return self._n_model_updates > 0
+        return not self.world_model.is_learned or self._n_model_updates > 0
+
+    def _trains_model(self) -> bool:
+        has_begun = self._n_model_updates > 0 or self.num_timesteps > self.model_learning_starts
+        return has_begun and self.world_model.is_learned and self._needs_model()
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Sample the replay buffer and update all networks ``gradient_steps`` times.
@@ -257,10 +259,10 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rates()
         losses: Losses = defaultdict(list)
-        self._warm_up_model(batch_size, losses)
+        self._warm_up_model(batch_size)
         for _ in range(gradient_steps):
             self._n_updates += 1
-            self._gradient_step(self._sample(batch_size), losses)
+            self._gradient_step(batch_size, losses)
         if self._episode_num > self._episodes_ended:
             self._episodes_ended = self._episode_num
             self._on_episode_end(losses)
@@ -268,56 +270,72 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         self._record(losses)
 
     def _sample(self, batch_size: int) -> Batch:
-        return self._sampler.sample(self.replay_buffer, batch_size, self._vec_normalize_env)
+        env, held_out = self._vec_normalize_env, self.model_validation_fraction
+        return sample_batch(self.replay_buffer, batch_size, self._flat, held_out, env)
 
-    def _gradient_step(self, batch: Batch, losses: Losses) -> None:
-        """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets.
+    def _gradient_step(self, batch_size: int, losses: Losses) -> None:
+        """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets."""
+        batch = self._sample(batch_size)
+        if self._trains_model():
+            withheld = self._update_critic_and_model(batch, losses)
+            for _ in range(self.model_gradient_steps - 1):
+                _append(losses, self._update_model(self._sample(batch_size)))
+        else:
+            withheld = self._update_critic(batch, losses)
+        if self._n_updates % self.policy_delay == 0:
+            _append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
+            self._update_targets()
 
-        Tensors only: no value is read and nothing branches on one, so that a step can be captured whole.
+    def _update_critic(self, batch: Batch, losses: Losses) -> th.Tensor:
+        """:return: whether the update was withheld"""
+        loss, logged = self._critic_loss(batch)
+        (norm,), withheld = guarded_step(loss, [self.critic.optimizer], self.max_grad_norm)
+        _append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norm})
+        return withheld
+
+    def _update_critic_and_model(self, batch: Batch, losses: Losses) -> th.Tensor:
+        """Both learn from the same minibatch and share no parameter: one backward pass serves both.
+
+        :return: whether the update was withheld
         """
         loss, logged = self._critic_loss(batch)
-        logged["critic_loss"] = loss
-        if not self._trains_model():
-            (norm,), withheld = guarded_step(loss, [self.critic.optimizer], self.max_grad_norm)
-            logged["critic_grad_norm"] = norm
-        else:
-            # Critic and model share no parameter, and learn from the same minibatch: one backward pass serves both.
-            logged.update(self._model_losses(batch))
-            optimizers = [self.critic.optimizer, self.world_model.optimizer]
-            norms, withheld = guarded_step(loss + logged["model_loss"], optimizers, self.max_grad_norm)
-            logged["critic_grad_norm"], logged["model_grad_norm"] = norms
-            self._n_model_updates += 1
-            for _ in range(self.model_gradient_steps - 1):
-                self._update_model(self._sample(self.batch_size), losses)
-        if self._n_updates % self.policy_delay == 0:
-            loss = logged["actor_loss"] = self._actor_loss(batch)
-            (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm, after=withheld)
-            logged["actor_grad_norm"] = norm
-            self._update_targets()
-        _append(losses, logged)
+        model_losses = self._model_losses(batch)
+        optimizers = [self.critic.optimizer, self.world_model.optimizer]
+        norms, withheld = guarded_step(loss + model_losses["model_loss"], optimizers, self.max_grad_norm)
+        _append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norms[0]})
+        _append(losses, {**model_losses, "model_grad_norm": norms[1]})
+        self._n_model_updates += 1
+        return withheld
 
-    def _trains_model(self) -> bool:
-        return self._needs_model() and self.num_timesteps > self.model_learning_starts
+    def _update_actor(self, loss_of: Callable[[], th.Tensor], after: th.Tensor | None = None) -> dict[str, th.Tensor]:
+        """The only policy step: critic and world model are frozen while the loss is built.
+
+        :param after: whether an earlier step on the same data was withheld
+        """
+        with frozen(self._other_parameters):
+            loss = loss_of()
+        (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm, after=after)
+        return {"actor_loss": loss, "actor_grad_norm": norm}
 
     def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
         with th.no_grad():
             self.world_model.observe(batch.transitions)
+            self.world_model.updates += 1
         parts = self.world_model.losses(batch.transitions)
         return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
 
-    def _update_model(self, batch: Batch, losses: Losses) -> None:
+    def _update_model(self, batch: Batch) -> dict[str, th.Tensor]:
         """One step of the world model alone."""
         logged = self._model_losses(batch)
         (norm,), _ = guarded_step(logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm)
-        logged["model_grad_norm"] = norm
         self._n_model_updates += 1
-        _append(losses, logged)
+        return {**logged, "model_grad_norm": norm}
 
-    def _warm_up_model(self, batch_size: int, losses: Losses) -> None:
-        """Before its first use the world model makes one update for each step so far."""
+    def _warm_up_model(self, batch_size: int) -> None:
+        """Before its first use the world model makes one update for each step that is stored."""
         if self._n_model_updates == 0 and self._trains_model():
-            for _ in range(self.num_timesteps // self.n_envs * self.model_gradient_steps):
-                self._update_model(self._sample(batch_size), losses)
+            for _ in range(self.replay_buffer.size() * self.model_gradient_steps):
+                self._update_model(self._sample(batch_size))
 
     @th.no_grad()
     def _update_targets(self) -> None:
@@ -330,8 +348,9 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         rates = {
             "learning_rate": (self.actor.optimizer, self.lr_schedule(progress)),
             "qf_learning_rate": (self.critic.optimizer, self.qf_lr_schedule(progress)),
-            "model_learning_rate": (self.world_model.optimizer, self.model_lr_schedule(progress)),
         }
+        if self.world_model.is_learned:
+            rates["model_learning_rate"] = (self.world_model.optimizer, self.model_lr_schedule(progress))
         for name, (optimizer, rate) in rates.items():
             update_learning_rate(optimizer, rate)
             self.logger.record(f"train/{name}", rate)
@@ -352,7 +371,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Write the log, with the world model's prediction error on held-out data."""
-        if self._model_is_ready:
+        if self._needs_model() and self._model_is_ready:
             for name, value in self.model_errors().items():
                 self.logger.record(f"train/{name}", value)
         super().dump_logs()
@@ -360,10 +379,12 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     def model_errors(self, steps: int = 5, most: int = 512) -> dict[str, float]:
         """Prediction error of the world model on held-out transitions: one step, and ``steps`` steps open loop.
 
-        :param steps: length of the open-loop prediction, below 32
+        :param steps: length of the open-loop prediction, 1 to 32
         :param most: at most so many stretches of experience, the newest
         :return: see :func:`~sb3_valuegrad.diagnostics.open_loop_errors`; empty while nothing has been held out
         """
+        if not 1 <= steps <= BLOCK:
+            raise ValueError(f"steps={steps} must be between 1 and {BLOCK}, the length of a held-out stretch")
         held_out = held_out_segments(
             self.replay_buffer, self._flat, self.model_validation_fraction, steps, most, self._vec_normalize_env
         )
@@ -382,7 +403,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Refuse experience that would poison the buffer and the running statistics, then store it."""
+        """Refuse experience that would poison the buffer and the world model's statistics, then store it."""
         self._check_finite({"reward": reward})
         self._check_finite(new_obs)
         for index in np.flatnonzero(dones):
@@ -425,11 +446,12 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "actor_target", "critic", "critic_target", "world_model"]
-        derived = ["_sampler", "_flat", "_actor_parameters", "_other_parameters", "_online", "_targets"]
+        derived = ["_flat", "_actor_parameters", "_other_parameters", "_online", "_targets"]
         return [*super()._excluded_save_params(), *networks, *derived, "_online_statistics", "_target_statistics"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "actor.optimizer", "critic.optimizer", "world_model.optimizer"], []
+        names = ["policy", "actor.optimizer", "critic.optimizer"]
+        return [*names, "world_model.optimizer"] if self.world_model.is_learned else names, []
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
@@ -449,6 +471,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
                 f"load_path_or_dict does not fit this model's {part}: build the model with the policy_kwargs it was saved "
                 f"with (world_model_class and world_model_kwargs are among them). The cause: {error}"
             ) from error
+        self._n_model_updates = int(self.world_model.updates)
 
 
 def _append(losses: Losses, values: dict[str, th.Tensor]) -> None:
@@ -456,14 +479,7 @@ def _append(losses: Losses, values: dict[str, th.Tensor]) -> None:
         losses[name].append(value.detach())
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: Any, least: int) -> None:
+    """:raises ValueError: if ``value`` is not a whole number of at least ``least``"""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
-def contiguous(numbers: Iterable[int]) -> slice | list[int]:
-    """An index for these rows; a slice, which copies nothing, where they are in sequence."""
-    chosen = list(numbers)
-    if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
-        return slice(chosen[0], chosen[0] + len(chosen))
-    return chosen

@@ -4,14 +4,16 @@ from abc import abstractmethod
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn import functional as F
 
-from sb3_valuegrad.algorithms.base import Losses, ValueGradientAlgorithm, contiguous
+from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.gradients import frozen
 from sb3_valuegrad.policies import ValueGradientPolicy
 from sb3_valuegrad.replay import Batch
-from sb3_valuegrad.returns import value_expansions
+from sb3_valuegrad.returns import contiguous, value_expansions
 from sb3_valuegrad.rollouts import Rollout, imagine
 
 
@@ -24,23 +26,86 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     :param target_noise_clip: bound of that noise
     :param use_target_actor: the critic's target evaluates the target actor, as in DDPG; False: the online actor, as
         the DVPG paper's pseudo-code prints it
-    :param kwargs: see :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`
+
+    The other parameters are those of :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`.
     """
 
     def __init__(
         self,
         policy: str | type[ValueGradientPolicy],
         env: GymEnv | str | None,
-        *args: Any,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | float | None = 0.1,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        policy_delay: int = 1,
         target_policy_noise: float = 0.2,
         target_noise_clip: float = 0.5,
+        *,
+        horizon: int = 1,
         use_target_actor: bool = True,
-        **kwargs: Any,
+        qf_learning_rate: float | Schedule | None = 1e-3,
+        model_learning_rate: float | Schedule | None = 1e-3,
+        model_learning_starts: int = 0,
+        model_gradient_steps: int = 1,
+        model_validation_fraction: float = 0.05,
+        max_grad_norm: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
     ):
-        super().__init__(policy, env, *args, **kwargs)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class,
+            replay_buffer_kwargs,
+            optimize_memory_usage,
+            n_steps,
+            policy_delay,
+            horizon=horizon,
+            qf_learning_rate=qf_learning_rate,
+            model_learning_rate=model_learning_rate,
+            model_learning_starts=model_learning_starts,
+            model_gradient_steps=model_gradient_steps,
+            model_validation_fraction=model_validation_fraction,
+            max_grad_norm=max_grad_norm,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+        )
         self.target_policy_noise = target_policy_noise
         self.target_noise_clip = target_noise_clip
         self.use_target_actor = use_target_actor
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("target_policy_noise", "target_noise_clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 switches target smoothing off")
 
     @abstractmethod
     def _expansion_weights(self) -> dict[int, float]:
@@ -61,7 +126,8 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         with th.no_grad():
             next_values = self.critic_target(batch.next_observations, self._target_action(batch))
             next_value = next_values[0] if len(next_values) == 1 else th.cat(next_values, dim=1).amin(dim=1, keepdim=True)
-            target = batch.rewards + (1 - batch.dones) * batch.discounts * next_value
+            discounts = self.gamma if batch.discounts is None else batch.discounts
+            target = batch.rewards + (1 - batch.dones) * discounts * next_value
         values = self.critic(batch.observations, batch.actions)
         losses = [F.mse_loss(value, target) for value in values]
         return sum(losses[1:], start=losses[0]), {"q_abs_mean": values[0].detach().abs().mean()}
@@ -95,11 +161,7 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
 
     def _actor_loss(self, batch: Batch) -> th.Tensor:
         weights = self._expansion_weights() if self._model_is_ready else {0: 1.0}
-        with frozen(self._other_parameters):
-            return -self._objective(self._flat.flatten(batch.observations), weights)
+        return -self._objective(self._flat.flatten(batch.observations), weights)
 
     def _needs_model(self) -> bool:
         return max(self._expansion_weights()) > 0
-
-
-__all__ = ["DeterministicValueGradient", "Losses"]

@@ -52,7 +52,7 @@ def guarded_step(
     for optimizer, parameters, norm in zip(optimizers, trained, totals, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-        if optimizer.defaults.get("fused"):
+        if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = withheld.float()  # type: ignore[attr-defined]
             optimizer.step()
         elif not withheld:

@@ -47,11 +47,20 @@ class WorldModel(nn.Module, ABC):
     """
 
     optimizer: th.optim.Optimizer
+    """Set by the policy where there is something to fit."""
+    updates: th.Tensor
 
     def __init__(self, obs_dim: int, action_dim: int):
         super().__init__()
         self.obs_dim = obs_dim
         self.action_dim = action_dim
+        # How often the model was fitted goes where its parameters go: an untrained one must not be trusted.
+        self.register_buffer("updates", th.zeros(()))
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether there is anything to fit."""
+        return any(True for _ in self.parameters())
 
     @abstractmethod
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:

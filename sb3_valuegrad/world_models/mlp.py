@@ -30,9 +30,10 @@ class MlpWorldModel(WorldModel):
     :param share_network: one network with all heads; False: one network for each
     :param normalize: scale inputs and targets by running statistics
     :param predict_change: the network predicts ``s' - s``; False: ``s'``
-    :param weight_decay: L2 term, passed to the optimizer
+    :param weight_decay: L2 term, passed to the optimizer (AdamW decouples it, Adam does not)
     :param reward_fn: the reward if it is known, a differentiable torch function of
-        (obs (N, S), actions (N, A) in [-1, 1], next_obs (N, S)) to (N,); None: learned
+        (obs (N, S), actions (N, A) in [-1, 1], next_obs (N, S)) to (N,); None: learned. Under ``VecNormalize`` the
+        states are the normalised ones, and the reward must be on its scale
     :param termination: "learned", "none", or a torch function like ``reward_fn`` that gives chances in [0, 1]
     :raises ValueError: for an unknown ``termination`` and for functions whose result has the wrong shape
     """
@@ -73,7 +74,8 @@ class MlpWorldModel(WorldModel):
             self.network = ParallelMlp(1 + extra_heads, obs_dim + action_dim, obs_dim, net_arch, activation_fn)
         if normalize:
             self.input_scaler = RunningScaler(obs_dim + action_dim)
-            self.target_scaler = RunningScaler(obs_dim + 1)
+            self.state_scaler = RunningScaler(obs_dim)
+            self.reward_scaler = RunningScaler(1)
         # Counts of terminations and rows seen, as floats.
         self.register_buffer("seen_dones", th.zeros(()))
         self.register_buffer("seen_rows", th.zeros(()))
@@ -110,8 +112,7 @@ class MlpWorldModel(WorldModel):
         """Next states (N, S), and the raw outputs of the other heads (N, E)."""
         output, others = self._heads(self._inputs(obs, actions))
         if self.normalize:
-            scaler = self.target_scaler
-            output = th.addcmul(scaler.mean[: self.obs_dim], output, scaler.std[: self.obs_dim])
+            output = self.state_scaler.unscale(output)
         return obs + output if self.predict_change else output, others
 
     def outcome(
@@ -122,7 +123,7 @@ class MlpWorldModel(WorldModel):
         if self.reward_fn is not None:
             rewards = self.reward_fn(obs, actions, next_obs)
         elif self.normalize:
-            rewards = heads[0] * self.target_scaler.std[-1] + self.target_scaler.mean[-1]
+            rewards = self.reward_scaler.unscale(heads[0])
         else:
             rewards = heads[0]
         if self.termination_fn is not None:
@@ -144,7 +145,8 @@ class MlpWorldModel(WorldModel):
         """Running scales, and the rate of terminations."""
         if self.normalize:
             self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
-            self.target_scaler.update(th.cat([self._state_target(data), data.rewards[:, None]], dim=1))
+            self.state_scaler.update(self._state_target(data))
+            self.reward_scaler.update(data.rewards[:, None])
         if self.learns_termination:
             self.seen_dones += data.dones.sum()
             self.seen_rows += len(data.dones)
@@ -161,8 +163,8 @@ class MlpWorldModel(WorldModel):
         output, others = self._heads(self._inputs(data.obs, data.actions))
         state_target, reward_target = self._state_target(data), data.rewards
         if self.normalize:
-            targets = self.target_scaler.scale(th.cat([state_target, reward_target[:, None]], dim=1))
-            state_target, reward_target = targets[:, :-1], targets[:, -1]
+            state_target = self.state_scaler.scale(state_target)
+            reward_target = self.reward_scaler.scale(reward_target)
         scale = 1 / self.obs_dim if self.normalize else 1.0
         losses = {"model_state_loss": _squared_error(output, state_target, data.weights, scale)}
         if self.learns_reward:

@@ -18,6 +18,7 @@ class RunningScaler(nn.Module):
     mean: th.Tensor
     var: th.Tensor
     std: th.Tensor
+    spread: th.Tensor
     batches: th.Tensor
 
     def __init__(self, dim: int, memory: int = 2000):
@@ -26,6 +27,7 @@ class RunningScaler(nn.Module):
         self.register_buffer("mean", th.zeros(dim))
         self.register_buffer("var", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
+        self.register_buffer("spread", th.ones(dim))
         self.register_buffer("batches", th.zeros(()))
 
     @th.no_grad()
@@ -43,11 +45,13 @@ class RunningScaler(nn.Module):
         # A column that moves by no more than its rounding keeps unit scale: dividing by that would blow it up.
         moves = self.var > 1e-12 * (1 + self.mean.square())
         self.std.copy_(th.where(moves, self.var.sqrt(), 1.0))
+        # And it is predicted to stay: a network's output for it is noise.
+        self.spread.copy_(th.where(moves, self.std, 0.0))
 
     def scale(self, rows: th.Tensor) -> th.Tensor:
         """To zero mean and unit deviation."""
         return (rows - self.mean) / self.std
 
     def unscale(self, rows: th.Tensor) -> th.Tensor:
-        """Back to the data's own units."""
-        return th.addcmul(self.mean, rows, self.std)
+        """Back to the data's own units; a column that never moved comes back as its constant."""
+        return th.addcmul(self.mean, rows, self.spread)
