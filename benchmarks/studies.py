@@ -39,9 +39,11 @@ def zoo(algorithm: str, env: str, preset: str = "", **changes: Any) -> tuple[str
 
     :param preset: "paper/" for the paper's settings
     """
+    from rl_zoo3.exp_manager import ExperimentManager
+
     from sb3_valuegrad.zoo.manager import hyperparams_file, read_entry
 
-    entry = read_entry(hyperparams_file(preset + algorithm.lower()), env)
+    entry = ExperimentManager._preprocess_schedules(read_entry(hyperparams_file(preset + algorithm.lower()), env))
     kwargs = {key: value for key, value in entry.items() if key not in ("n_timesteps", "policy")}
     return algorithm, {**kwargs, **changes}
 
