@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch as th
+from report import embed
 from stable_baselines3 import DDPG
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--steps", type=int, default=100, help="updates in one timed run")
+    parser.add_argument("--embed", type=Path, help="put the table into this page, at its <!-- results:speed -->")
     parser.add_argument("--no-memory", action="store_true")
     args = parser.parse_args()
     th.set_num_threads(1)
@@ -156,6 +158,12 @@ def main() -> None:
     note = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "stable-baselines3", "numpy"))
     with (RESULTS / "speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, [note]])
+    command = f"python benchmarks/speed.py --repeats {args.repeats} --steps {args.steps}"
+    lines = [" | ".join(map(str, row)) for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
+    text = "\n".join([f"<!-- made by: {command} | {note} -->", "", *(f"| {line} |" for line in lines)])
+    (RESULTS / "speed.md").write_text(text + "\n")
+    if args.embed:
+        embed(args.embed, "speed", text)
 
 
 if __name__ == "__main__":

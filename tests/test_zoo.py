@@ -26,7 +26,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 import sb3_valuegrad.zoo
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.zoo import cli, search
-from sb3_valuegrad.zoo.manager import WRAPPERS, hyperparams_file
+from sb3_valuegrad.zoo.manager import WRAPPERS, hyperparams_file, read_entry
 from sb3_valuegrad.zoo.report import read_baseline, run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -130,7 +130,8 @@ def test_scripts_that_start_scripts_start_ours() -> None:
 def test_train_leaves_model_evaluations_and_readable_config(run: Path) -> None:
     folder = run / "logs/dvpg/Pendulum-v1_1"
     model = DVPG.load(folder / "Pendulum-v1.zip", device="cpu")
-    assert model.num_timesteps == 400 and model.horizon == 1
+    entry = read_entry(hyperparams_file("dvpg"), "Pendulum-v1")
+    assert model.num_timesteps == 400 and model.horizon == entry["horizon"] and model.lambda_ == entry["lambda_"]
     assert (folder / "best_model.zip").is_file() and (folder / "replay_buffer.pkl").is_file()
     assert (folder / "Pendulum-v1/config.yml").read_text()
 
