@@ -105,7 +105,9 @@ class MlpWorldModel(WorldModel):
         """Raw outputs: for the state (N, S), and for what else is learned (reward, termination, in this order) (N, E)."""
         output = self.network(inputs)
         if self.share_network:
-            return output[:, : self.obs_dim], output[:, self.obs_dim :]
+            # One split: its gradient is one concatenation, that of two slices two blocks of zeros and a sum.
+            state, others = output.split([self.obs_dim, output.shape[1] - self.obs_dim], dim=1)
+            return state, others
         return output[0], output[1:, :, 0].t()
 
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
