@@ -1,44 +1,39 @@
 """What all value-gradient algorithms share: a world model in the policy, and the package's only ``train()``."""
 
-import copy
 import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
+from stable_baselines3.sac.policies import Actor as SquashedActor
 from stable_baselines3.td3.policies import Actor
+from torch import nn
+from torch.nn import functional as F
 
+from sb3_valuegrad.algorithms.arguments import check_action_noise, check_count, check_learning_rate, check_share
 from sb3_valuegrad.algorithms.gradients import frozen, guarded_step
-from sb3_valuegrad.diagnostics.model_error import open_loop_errors
-from sb3_valuegrad.errors import MismatchError
-from sb3_valuegrad.held_out import BLOCK, held_out_segments
+from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm, append
 from sb3_valuegrad.observations import FlatObservations, check_spaces
-from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy, QCritic, ValueGradientPolicy
-from sb3_valuegrad.replay import Batch, PackedReplayBuffer, sample_batch
-from sb3_valuegrad.world_models import WorldModel
-
-SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ValueGradientAlgorithm")
-Losses = dict[str, list[th.Tensor]]
+from sb3_valuegrad.policies import QCritic, ValueGradientPolicy
+from sb3_valuegrad.replay import Batch, PackedReplayBuffer
 
 
-class ValueGradientAlgorithm(OffPolicyAlgorithm):
+class ValueGradientAlgorithm(ModelBasedAlgorithm):
     """Base of all algorithms: trains critic and world model on minibatches, then the policy through the model.
 
-    A leaf states what its paper changes in three hooks: :meth:`_critic_loss`, :meth:`_actor_loss`, and
-    :meth:`_on_episode_end`. Parameters not listed are SB3's (:class:`~stable_baselines3.TD3`).
+    A leaf states what its paper changes in these hooks: :meth:`_next_value` (the critic's target),
+    :meth:`_critic_loss`, :meth:`_actor_loss` and :meth:`_on_episode_end`. Parameters not listed are SB3's
+    (:class:`~stable_baselines3.TD3`).
 
     :param learning_rate: the actor's; a float or a schedule of the remaining progress
     :param qf_learning_rate: the critics', float or schedule; None: ``learning_rate``
@@ -57,17 +52,12 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
     :raises ValueError: for arguments out of range, and spaces that value gradients cannot pass through
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-    }
-    policy: ValueGradientPolicy
-    actor: Actor
-    actor_target: Actor
+    # SAC halves the critics' squared errors, DDPG and TD3 do not.
+    critic_loss_scale: ClassVar[float] = 1.0
+
+    actor: Actor | SquashedActor
     critic: QCritic
     critic_target: QCritic
-    world_model: WorldModel
-    replay_buffer: ReplayBuffer
 
     def __init__(
         self,
@@ -108,7 +98,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
             check_spaces(env.observation_space, env.action_space)
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]
+            env,
             learning_rate,
             buffer_size,
             learning_starts,
@@ -117,11 +107,14 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
             gamma,
             train_freq,
             gradient_steps,
-            action_noise=action_noise,  # type: ignore[arg-type]
+            action_noise=action_noise,
             replay_buffer_class=replay_buffer_class,
             replay_buffer_kwargs=replay_buffer_kwargs,
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
+            model_learning_starts=model_learning_starts,
+            model_gradient_steps=model_gradient_steps,
+            model_validation_fraction=model_validation_fraction,
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -135,32 +128,19 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         self.horizon = horizon
         self.qf_learning_rate = qf_learning_rate
         self.model_learning_rate = model_learning_rate
-        self.model_learning_starts = model_learning_starts
-        self.model_gradient_steps = model_gradient_steps
-        self.model_validation_fraction = model_validation_fraction
         self.max_grad_norm = max_grad_norm
-        self._n_model_updates = 0
         self._episodes_ended = 0
 
     # ---------------------------------------------------------------- set-up
 
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        if policy_name not in self.policy_aliases:
-            raise ValueError(
-                f"policy={policy_name!r} is unknown; use one of {list(self.policy_aliases)}. Pixels (CnnPolicy) are not "
-                "supported: the world model predicts the observation itself."
-            )
-        return super()._get_policy_from_name(policy_name)
-
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, its value and the way out"""
         counts = {"horizon": 0, "policy_delay": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
-        counts.update(gradient_steps=-1, model_learning_starts=0, model_gradient_steps=1)
-        for name, least in counts.items():
+        for name, least in {**counts, "gradient_steps": -1}.items():
             check_count(name, getattr(self, name), least)
-        for name, most in {"gamma": 1.0, "tau": 1.0, "model_validation_fraction": 0.5}.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name}={getattr(self, name)} must be in [0, {most:g}]")
+        self._check_model_arguments()
+        check_share("gamma", self.gamma)
+        check_share("tau", self.tau)
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm} must be positive; None does not clip")
         if self.n_steps > 1 and self.replay_buffer_class is None and isinstance(self.observation_space, spaces.Dict):
@@ -168,23 +148,9 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
                 f"n_steps={self.n_steps} does not work with Dict observations yet; use n_steps=1, or flatten them with "
                 "gymnasium.wrappers.FlattenObservation"
             )
-        self._check_rates_and_noise()
-
-    def _check_rates_and_noise(self) -> None:
-        noise = self.action_noise
-        is_deviation = isinstance(noise, Real) and not isinstance(noise, bool) and noise >= 0
-        if not (is_deviation or noise is None or isinstance(noise, ActionNoise)):
-            raise ValueError(
-                f"action_noise={noise!r} must be a standard deviation >= 0, one of SB3's ActionNoise objects, or None to "
-                "explore without noise"
-            )
+        check_action_noise(self.action_noise)
         for name in ("learning_rate", "qf_learning_rate", "model_learning_rate"):
-            rate = getattr(self, name)
-            if not (callable(rate) or isinstance(rate, Real) or (rate is None and name != "learning_rate")):
-                raise ValueError(
-                    f"{name}={rate!r} must be a number or a schedule (a function of the remaining progress). In YAML write "
-                    "!!float 1e-3: a plain 1e-3 is a string there"
-                )
+            check_learning_rate(name, getattr(self, name), optional=name != "learning_rate")
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -208,8 +174,7 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         return FloatSchedule(self.learning_rate if learning_rate is None else learning_rate)
 
     def _create_aliases(self) -> None:
-        self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
-        self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
         self.world_model = self.policy.world_model
         self._flat: FlatObservations = self.policy.flat_observations
         # What the actor's loss must leave alone: a features extractor shared with the critic is the actor's.
@@ -217,39 +182,46 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         own = set(self._actor_parameters)
         others = [*self.critic.parameters(), *self.world_model.parameters()]
         self._other_parameters = [parameter for parameter in others if parameter not in own]
-        self._online: list[th.Tensor] = [*self.critic.parameters(), *self._actor_parameters]
-        self._targets: list[th.Tensor] = [*self.critic_target.parameters(), *self.actor_target.parameters()]
+        online, targets = zip(*self._target_networks(), strict=True)
+        self._online: list[th.Tensor] = [parameter for net in online for parameter in net.parameters()]
+        self._targets: list[th.Tensor] = [parameter for net in targets for parameter in net.parameters()]
         # Running statistics (batch norm) are copied, not averaged, see SB3's issue 996.
-        online, target = (self.critic, self.actor), (self.critic_target, self.actor_target)
         self._online_statistics = [stat for net in online for stat in get_parameters_by_name(net, ["running_"])]
-        self._target_statistics = [stat for net in target for stat in get_parameters_by_name(net, ["running_"])]
+        self._target_statistics = [stat for net in targets for stat in get_parameters_by_name(net, ["running_"])]
+
+    def _target_networks(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Networks that have a target, and it."""
+        return [(self.critic, self.critic_target)]
 
     # ---------------------------------------------------------------- hooks
 
     @abstractmethod
-    def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """The critics' loss, and what else to log by name."""
+    def _next_value(self, batch: Batch) -> th.Tensor:
+        """What the critic's target takes the next state to be worth, (N, 1)."""
 
     @abstractmethod
     def _actor_loss(self, batch: Batch) -> th.Tensor:
         """The policy's loss; only the actor's parameters may be in its graph."""
 
-    def _needs_model(self) -> bool:
-        """Whether anything would use the world model; it is not trained otherwise."""
-        return self.horizon > 0
+    def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """The critics' loss, and what else to log by name: temporal differences against :meth:`_next_value`."""
+        target = self._critic_target_values(batch)
+        values = self.critic(batch.observations, batch.actions)
+        losses = [F.mse_loss(value, target) for value in values]
+        loss = sum(losses[1:], start=losses[0])
+        loss = loss if self.critic_loss_scale == 1 else self.critic_loss_scale * loss
+        return loss, {"q_abs_mean": values[0].detach().abs().mean()}
+
+    @th.no_grad()
+    def _critic_target_values(self, batch: Batch) -> th.Tensor:
+        """``r + (1 - d) gamma V(s')``, (N, 1)."""
+        discounts = self.gamma if batch.discounts is None else batch.discounts
+        return batch.rewards + (1 - batch.dones) * discounts * self._next_value(batch)
 
     def _on_episode_end(self, losses: Losses) -> None:
         """After the updates that follow the end of at least one episode."""
 
     # ---------------------------------------------------------------- training
-
-    @property
-    def _model_is_ready(self) -> bool:
-        return not self.world_model.is_learned or self._n_model_updates > 0
-
-    def _trains_model(self) -> bool:
-        has_begun = self._n_model_updates > 0 or self.num_timesteps > self.model_learning_starts
-        return has_begun and self.world_model.is_learned and self._needs_model()
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Sample the replay buffer and update all networks ``gradient_steps`` times.
@@ -269,43 +241,15 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._record(losses)
 
-    def _sample(self, batch_size: int) -> Batch:
-        env, held_out = self._vec_normalize_env, self.model_validation_fraction
-        return sample_batch(self.replay_buffer, batch_size, self._flat, held_out, env)
-
     def _gradient_step(self, batch_size: int, losses: Losses) -> None:
         """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets."""
         batch = self._sample(batch_size)
-        if self._trains_model():
-            withheld = self._update_critic_and_model(batch, losses)
-            for _ in range(self.model_gradient_steps - 1):
-                _append(losses, self._update_model(self._sample(batch_size)))
-        else:
-            withheld = self._update_critic(batch, losses)
+        loss, logged = self._critic_loss(batch)
+        norm, withheld = self._update_with_model(batch, loss, self.critic.optimizer, losses)
+        append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norm})
         if self._n_updates % self.policy_delay == 0:
-            _append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
+            append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
             self._update_targets()
-
-    def _update_critic(self, batch: Batch, losses: Losses) -> th.Tensor:
-        """:return: whether the update was withheld"""
-        loss, logged = self._critic_loss(batch)
-        (norm,), withheld = guarded_step(loss, [self.critic.optimizer], self.max_grad_norm)
-        _append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norm})
-        return withheld
-
-    def _update_critic_and_model(self, batch: Batch, losses: Losses) -> th.Tensor:
-        """Both learn from the same minibatch and share no parameter: one backward pass serves both.
-
-        :return: whether the update was withheld
-        """
-        loss, logged = self._critic_loss(batch)
-        model_losses = self._model_losses(batch)
-        optimizers = [self.critic.optimizer, self.world_model.optimizer]
-        norms, withheld = guarded_step(loss + model_losses["model_loss"], optimizers, self.max_grad_norm)
-        _append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norms[0]})
-        _append(losses, {**model_losses, "model_grad_norm": norms[1]})
-        self._n_model_updates += 1
-        return withheld
 
     def _update_actor(self, loss_of: Callable[[], th.Tensor], after: th.Tensor | None = None) -> dict[str, th.Tensor]:
         """The only policy step: critic and world model are frozen while the loss is built.
@@ -317,45 +261,27 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
         (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm, after=after)
         return {"actor_loss": loss, "actor_grad_norm": norm}
 
-    def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
-        with th.no_grad():
-            self.world_model.observe(batch.transitions)
-            self.world_model.updates += 1
-        parts = self.world_model.losses(batch.transitions)
-        return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
-
-    def _update_model(self, batch: Batch) -> dict[str, th.Tensor]:
-        """One step of the world model alone."""
-        logged = self._model_losses(batch)
-        (norm,), _ = guarded_step(logged["model_loss"], [self.world_model.optimizer], self.max_grad_norm)
-        self._n_model_updates += 1
-        return {**logged, "model_grad_norm": norm}
-
-    def _warm_up_model(self, batch_size: int) -> None:
-        """Before its first use the world model makes one update for each step that is stored."""
-        if self._n_model_updates == 0 and self._trains_model():
-            for _ in range(self.replay_buffer.size() * self.model_gradient_steps):
-                self._update_model(self._sample(batch_size))
-
     @th.no_grad()
     def _update_targets(self) -> None:
         th._foreach_lerp_(self._targets, self._online, self.tau)
         if self._target_statistics:
             th._foreach_copy_(self._target_statistics, self._online_statistics)
 
-    def _update_learning_rates(self) -> None:
-        progress = self._current_progress_remaining
-        rates = {
-            "learning_rate": (self.actor.optimizer, self.lr_schedule(progress)),
-            "qf_learning_rate": (self.critic.optimizer, self.qf_lr_schedule(progress)),
+    def _optimizers(self) -> dict[str, tuple[th.optim.Optimizer, Schedule]]:
+        """What is trained, and at which rate, by the rate's argument."""
+        optimizers = {
+            "learning_rate": (self.actor.optimizer, self.lr_schedule),
+            "qf_learning_rate": (self.critic.optimizer, self.qf_lr_schedule),
         }
         if self.world_model.is_learned:
-            rates["model_learning_rate"] = (self.world_model.optimizer, self.model_lr_schedule(progress))
-        for name, (optimizer, rate) in rates.items():
+            optimizers["model_learning_rate"] = (self.world_model.optimizer, self.model_lr_schedule)
+        return optimizers
+
+    def _update_learning_rates(self) -> None:
+        for name, (optimizer, schedule) in self._optimizers().items():
+            rate = schedule(self._current_progress_remaining)
             update_learning_rate(optimizer, rate)
             self.logger.record(f"train/{name}", rate)
-
-    # ---------------------------------------------------------------- what the user sees
 
     def _record(self, losses: Losses) -> None:
         """Read the losses, once; stop if any is not finite."""
@@ -369,117 +295,18 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
                 )
             self.logger.record(f"train/{name}", mean)
 
-    def dump_logs(self) -> None:
-        """Write the log, with the world model's prediction error on held-out data."""
-        if self._needs_model() and self._model_is_ready:
-            for name, value in self.model_errors().items():
-                self.logger.record(f"train/{name}", value)
-        super().dump_logs()
-
-    def model_errors(self, steps: int = 5, most: int = 512) -> dict[str, float]:
-        """Prediction error of the world model on held-out transitions: one step, and ``steps`` steps open loop.
-
-        :param steps: length of the open-loop prediction, 1 to 32
-        :param most: at most so many stretches of experience, the newest
-        :return: see :func:`~sb3_valuegrad.diagnostics.open_loop_errors`; empty while nothing has been held out
-        """
-        if not 1 <= steps <= BLOCK:
-            raise ValueError(f"steps={steps} must be between 1 and {BLOCK}, the length of a held-out stretch")
-        held_out = held_out_segments(
-            self.replay_buffer, self._flat, self.model_validation_fraction, steps, most, self._vec_normalize_env
-        )
-        if held_out is None:
-            return {}
-        state, reward = open_loop_errors(self.world_model, *held_out)
-        names = {"model_error_1": state[0], f"model_error_{steps}": state[-1], "model_reward_error": reward[0]}
-        return {name: value.item() for name, value in names.items()}
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Refuse experience that would poison the buffer and the world model's statistics, then store it."""
-        self._check_finite({"reward": reward})
-        self._check_finite(new_obs)
-        for index in np.flatnonzero(dones):
-            # There new_obs is the next episode's first; the last of this one is what will be stored.
-            if infos[index].get("terminal_observation") is not None:
-                self._check_finite(infos[index]["terminal_observation"])
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-
-    def _check_finite(self, values: np.ndarray | dict[str, np.ndarray]) -> None:
-        """:param values: an observation, or numbers by name"""
-        for name, value in (values if isinstance(values, dict) else {"observation": values}).items():
-            if not np.isfinite(value).all():
-                raise ValueError(
-                    f"The environment returned a non-finite {name} at step {self.num_timesteps}: {value}. Nothing was "
-                    "learned from it; check the environment (stable_baselines3.common.vec_env.VecCheckNan finds the place)."
-                )
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        """SB3's, which resets the environment; its first observation must be finite as well."""
-        prepared = super()._setup_learn(*args, **kwargs)
-        self._check_finite(self._last_obs)  # type: ignore[arg-type]
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._setup_learn(total_timesteps, *args, **kwargs)
+        self._episodes_ended = min(self._episodes_ended, self._episode_num)  # SB3 counts afresh in a fresh learn()
         return prepared
-
-    def learn(
-        self: SelfAlgorithm,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfAlgorithm:
-        """SB3's ``learn``; the TensorBoard run is named after the class."""
-        name = type(self).__name__ if tb_log_name is None else tb_log_name
-        if reset_num_timesteps:
-            self._episodes_ended = 0
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     # ---------------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        networks = ["actor", "actor_target", "critic", "critic_target", "world_model"]
+        networks = ["actor", "critic", "critic_target", "world_model"]
         derived = ["_flat", "_actor_parameters", "_other_parameters", "_online", "_targets"]
         return [*super()._excluded_save_params(), *networks, *derived, "_online_statistics", "_target_statistics"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "actor.optimizer", "critic.optimizer"]
         return [*names, "world_model.optimizer"] if self.world_model.is_learned else names, []
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """SB3's ``set_parameters``.
-
-        :raises MismatchError: a ``ValueError``, if the parameters belong to other networks (say, another world model)
-        """
-        before = copy.deepcopy(self.get_parameters())
-        try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
-        except (RuntimeError, ValueError) as error:
-            # PyTorch has copied by now what did fit.
-            super().set_parameters(before, device=device)  # type: ignore[arg-type]
-            part = "world model" if "world_model" in str(error) else "policy"
-            raise MismatchError(
-                f"load_path_or_dict does not fit this model's {part}: build the model with the policy_kwargs it was saved "
-                f"with (world_model_class and world_model_kwargs are among them). The cause: {error}"
-            ) from error
-        self._n_model_updates = int(self.world_model.updates)
-
-
-def _append(losses: Losses, values: dict[str, th.Tensor]) -> None:
-    for name, value in values.items():
-        losses[name].append(value.detach())
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """:raises ValueError: if ``value`` is not a whole number of at least ``least``"""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")

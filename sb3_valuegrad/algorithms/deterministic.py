@@ -1,17 +1,17 @@
 """The deterministic family: TD3's critic under a policy that climbs value expansions."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from torch.nn import functional as F
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.td3.policies import Actor
+from torch import nn
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.gradients import frozen
-from sb3_valuegrad.policies import ValueGradientPolicy
+from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy
 from sb3_valuegrad.replay import Batch
 from sb3_valuegrad.returns import contiguous, value_expansions
 from sb3_valuegrad.rollouts import Rollout, imagine
@@ -30,73 +30,22 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     The other parameters are those of :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`.
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    actor: Actor
+    actor_target: Actor
+
     def __init__(
         self,
-        policy: str | type[ValueGradientPolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | Schedule = 3e-4,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 1000,
-        batch_size: int = 256,
-        tau: float = 0.005,
-        gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        action_noise: ActionNoise | float | None = 0.1,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
-        policy_delay: int = 1,
+        *args: Any,
         target_policy_noise: float = 0.2,
         target_noise_clip: float = 0.5,
-        *,
-        horizon: int = 1,
         use_target_actor: bool = True,
-        qf_learning_rate: float | Schedule | None = 1e-3,
-        model_learning_rate: float | Schedule | None = 1e-3,
-        model_learning_starts: int = 0,
-        model_gradient_steps: int = 1,
-        model_validation_fraction: float = 0.05,
-        max_grad_norm: float | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
+        **kwargs: Any,
     ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            policy_delay,
-            horizon=horizon,
-            qf_learning_rate=qf_learning_rate,
-            model_learning_rate=model_learning_rate,
-            model_learning_starts=model_learning_starts,
-            model_gradient_steps=model_gradient_steps,
-            model_validation_fraction=model_validation_fraction,
-            max_grad_norm=max_grad_norm,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(*args, **kwargs)
         self.target_policy_noise = target_policy_noise
         self.target_noise_clip = target_noise_clip
         self.use_target_actor = use_target_actor
@@ -111,26 +60,31 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     def _expansion_weights(self) -> dict[int, float]:
         """The objective: horizon k -> weight of J_k, none of them zero."""
 
+    def _create_aliases(self) -> None:
+        self.actor_target = self.policy.actor_target
+        super()._create_aliases()
+
+    def _target_networks(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super()._target_networks(), (self.actor, self.actor_target)]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_target"]
+
     # ---------------------------------------------------------------- critic
 
-    def _target_action(self, batch: Batch) -> th.Tensor:
+    def _target_policy(self, obs: PyTorchObs) -> th.Tensor:
+        """The action that the critic's target evaluates, with TD3's smoothing."""
         actor = self.actor_target if self.use_target_actor else self.actor
-        actions = actor(batch.next_observations)
+        actions = actor(obs)
         if self.target_policy_noise == 0:
             return actions
         noise = th.randn_like(actions).mul_(self.target_policy_noise)
         return (actions + noise.clamp_(-self.target_noise_clip, self.target_noise_clip)).clamp_(-1, 1)
 
-    def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """One-step temporal differences (DVPG Alg. 2 line 7), over the smallest target critic (TD3)."""
-        with th.no_grad():
-            next_values = self.critic_target(batch.next_observations, self._target_action(batch))
-            next_value = next_values[0] if len(next_values) == 1 else th.cat(next_values, dim=1).amin(dim=1, keepdim=True)
-            discounts = self.gamma if batch.discounts is None else batch.discounts
-            target = batch.rewards + (1 - batch.dones) * discounts * next_value
-        values = self.critic(batch.observations, batch.actions)
-        losses = [F.mse_loss(value, target) for value in values]
-        return sum(losses[1:], start=losses[0]), {"q_abs_mean": values[0].detach().abs().mean()}
+    def _next_value(self, batch: Batch) -> th.Tensor:
+        """The smallest target critic's (TD3; DVPG Alg. 2 line 7 with one critic)."""
+        values = self.critic_target(batch.next_observations, self._target_policy(batch.next_observations))
+        return values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
 
     # ---------------------------------------------------------------- actor
 

@@ -3,13 +3,10 @@
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_valuegrad.algorithms.base import Losses, check_count
+from sb3_valuegrad.algorithms.arguments import check_count
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
-from sb3_valuegrad.policies import ValueGradientPolicy
+from sb3_valuegrad.algorithms.model_based import Losses
 from sb3_valuegrad.rollouts import Rollout, imagine
 
 
@@ -34,78 +31,15 @@ class DVG(DeterministicValueGradient):
 
     def __init__(
         self,
-        policy: str | type[ValueGradientPolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | Schedule = 3e-4,
-        buffer_size: int = 1_000_000,
-        learning_starts: int = 1000,
-        batch_size: int = 256,
-        tau: float = 0.005,
-        gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
-        gradient_steps: int = 1,
-        action_noise: ActionNoise | float | None = 0.1,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 1,
-        policy_delay: int = 1,
-        target_policy_noise: float = 0.2,
-        target_noise_clip: float = 0.5,
-        *,
+        *args: Any,
         horizon: int = 1,
         bootstrap: bool = True,
         fictitious_samples: int = 0,
         fictitious_updates: int = 0,
-        use_target_actor: bool = True,
-        qf_learning_rate: float | Schedule | None = 1e-3,
-        model_learning_rate: float | Schedule | None = 1e-3,
-        model_learning_starts: int = 0,
-        model_gradient_steps: int = 1,
-        model_validation_fraction: float = 0.05,
-        max_grad_norm: float | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            optimize_memory_usage,
-            n_steps,
-            policy_delay,
-            target_policy_noise,
-            target_noise_clip,
-            horizon=horizon,
-            use_target_actor=use_target_actor,
-            qf_learning_rate=qf_learning_rate,
-            model_learning_rate=model_learning_rate,
-            model_learning_starts=model_learning_starts,
-            model_gradient_steps=model_gradient_steps,
-            model_validation_fraction=model_validation_fraction,
-            max_grad_norm=max_grad_norm,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(*args, horizon=horizon, **kwargs)
         self.bootstrap = bootstrap
         self.fictitious_samples = fictitious_samples
         self.fictitious_updates = fictitious_updates
