@@ -52,3 +52,54 @@ def value_expansions(
     last = alive if chosen == everything else alive[contiguous(chosen)]
     bootstraps = discount[:, -1:] * last * values
     return th.addmm(bootstraps, discount[:, :-1], alive[:-1] * rewards)
+
+
+def td_k_targets(rewards: th.Tensor, alive: th.Tensor, value: th.Tensor, gamma: float) -> th.Tensor:
+    """MVE's TD-k targets: what each state of a rollout is worth by the rest of that rollout,
+
+    ``y_H = Q'(s_H, a_H)``, ``y_t = r_t + gamma (1 - d_t) y_{t+1}``
+
+    (MVE sec. 3.1 and Alg. 1, where gamma^H is a misprint for gamma^(H-t); d_t is not in the paper.) ``y_0`` is J_H.
+
+    :param rewards: r_t, (H, N)
+    :param alive: c_t, (H + 1, N)
+    :param value: Q'(s_H, a_H), (N,)
+    :param gamma: discount factor
+    :return: y_0 .. y_H, (H + 1, N)
+    """
+    # 1 - d_t; where c_t is 0 the rollout is over, and its targets weigh nothing.
+    survives = alive[1:] / alive[:-1].clamp(min=th.finfo(alive.dtype).tiny)
+    targets = [value]
+    for reward, survival in zip(reversed(rewards.unbind()), reversed(survives.unbind()), strict=True):
+        targets.append(reward + gamma * survival * targets[-1])
+    return th.stack(targets[::-1])
+
+
+def steve_weights(variance: th.Tensor, most_certain: float = 2.0) -> th.Tensor:
+    """STEVE's weights over horizons, ``w_k ~ 1 / Var(J_k)`` (Buckman et al. 2018, eq. 6), normalised.
+
+    The variance among an ensemble's estimates does not see what all members share: with one critic J_0 has none at
+    all, and would take all the weight. So no horizon counts as more than ``most_certain`` times as certain as the
+    runner-up.
+
+    :param variance: of the estimates at each horizon, (K, N)
+    :param most_certain: bound of the ratio between the two smallest variances
+    :return: (K, N), sum over K is 1
+    """
+    runner_up = variance.topk(min(2, len(variance)), dim=0, largest=False).values[-1]
+    smallest = th.finfo(variance.dtype).tiny ** 0.5
+    certainty = 1 / variance.maximum(runner_up / most_certain).clamp(min=smallest)
+    return certainty / certainty.sum(0)
+
+
+def steve(expansions: th.Tensor) -> th.Tensor:
+    """Stochastic ensemble value expansion: the mean over members of each J_k, weighted over k by its certainty.
+
+    :param expansions: J_k by each of E members, (K, E, N); with one member there is no variance to weigh by, and the
+        longest expansion is returned, as in MVE
+    :return: (N,)
+    """
+    if expansions.shape[1] == 1:
+        return expansions[-1, 0]
+    variance, mean = th.var_mean(expansions, dim=1, correction=0)
+    return (steve_weights(variance) * mean).sum(0)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch as th
 
-Policy = Callable[[th.Tensor], th.Tensor]
+# States (N, S) to actions (N, A), or to actions and their log-probabilities (N,).
+Policy = Callable[[th.Tensor], th.Tensor | tuple[th.Tensor, th.Tensor]]
 
 
 class Rollout(NamedTuple):
@@ -23,6 +24,8 @@ class Rollout(NamedTuple):
     """(H, N)"""
     alive: th.Tensor
     """(H + 1, N): c_t, the chance that nothing ended before time t; c_0 = 1."""
+    log_probs: th.Tensor | None = None
+    """(H + 1, N): log pi(a_t | s_t), if the policy gives it."""
 
 
 class Dynamics(Protocol):
@@ -51,30 +54,44 @@ def imagine(model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later
       ``later_policy`` is the same policy with its parameters' gradient stopped (its derivative in the state is kept).
 
     :param model: the world model
-    :param policy: states (N, S) to actions (N, A)
+    :param policy: states (N, S) to actions (N, A), or to actions and their log-probabilities (N,)
     :param obs: start states s_0, (N, S)
     :param horizon: H, the number of imagined steps; 0 is legal and imagines nothing
     :param later_policy: the policy from time 1 on; None: ``policy``
     :return: the rollout, differentiable in everything
     """
     later_policy = policy if later_policy is None else later_policy
-    states, actions, hints = [obs], [policy(obs)], []
+    action, log_prob = _act(policy, obs)
+    states, actions, log_probs, hints = [obs], [action], [log_prob], []
     for _ in range(horizon):
         next_obs, hint = model.transition(states[-1], actions[-1])
+        action, log_prob = _act(later_policy, next_obs)
         states.append(next_obs)
-        actions.append(later_policy(next_obs))
+        actions.append(action)
+        log_probs.append(log_prob)
         hints.append(hint)
-    if horizon == 0:
-        return Rollout(obs[None], actions[0][None], obs.new_zeros(0, len(obs)), obs.new_ones(1, len(obs)))
+    rewards, alive = _outcomes(model, states, actions, hints)
+    return Rollout(th.stack(states), th.stack(actions), rewards, alive, None if log_prob is None else th.stack(log_probs))
 
-    # Joined from the steps, not cut out of the stacks below: the gradient of a slice fills a whole stack with zeros.
+
+def _act(policy: Policy, obs: th.Tensor) -> tuple[th.Tensor, Any]:
+    """Actions and their log-probabilities, None if the policy gives none."""
+    result = policy(obs)
+    return result if isinstance(result, tuple) else (result, None)
+
+
+def _outcomes(
+    model: Dynamics, states: list[th.Tensor], actions: list[th.Tensor], hints: list[Any]
+) -> tuple[th.Tensor, th.Tensor]:
+    """Rewards (H, N) and c_0 .. c_H (H + 1, N) of all steps together."""
+    obs, horizon = states[0], len(hints)
+    if horizon == 0:
+        return obs.new_zeros(0, len(obs)), obs.new_ones(1, len(obs))
+    # Joined from the steps, not cut out of stacks: the gradient of a slice fills a whole stack with zeros.
     hint = None if hints[0] is None else _join(hints)
     rewards, dones = model.outcome(_join(states[:-1]), _join(actions[:-1]), _join(states[1:]), hint)
-    if dones is None:
-        alive = obs.new_ones(horizon + 1, len(obs))
-    else:
-        alive = _survival(dones.view(horizon, -1))
-    return Rollout(th.stack(states), th.stack(actions), rewards.view(horizon, -1), alive)
+    alive = obs.new_ones(horizon + 1, len(obs)) if dones is None else _survival(dones.view(horizon, -1))
+    return rewards.view(horizon, -1), alive
 
 
 def _join(steps: list[th.Tensor]) -> th.Tensor:

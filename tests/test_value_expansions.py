@@ -336,7 +336,7 @@ def test_shapes_and_dtypes(dtype: th.dtype, horizon: int, terminates: bool) -> N
     expansions = expand(rollout, wrong_critic, 0.9)
     assert expansions.shape == (horizon + 1, 5)
     assert expand(rollout, wrong_critic, 0.9, [horizon]).shape == (1, 5)
-    assert {part.dtype for part in [*rollout, expansions]} == {dtype}
+    assert {part.dtype for part in [*rollout[:4], expansions]} == {dtype}
 
 
 def test_horizon_zero_is_the_critic_alone(exact: Exact) -> None:
