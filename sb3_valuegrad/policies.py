@@ -1,10 +1,10 @@
-"""SB3's deterministic policy with a world model as one more network."""
+"""SB3's actor-critic policies with a world model as one more network."""
 
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.policies import BaseModel, BasePolicy, ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -13,6 +13,8 @@ from stable_baselines3.common.torch_layers import (
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import Actor as SquashedActor
+from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
@@ -76,22 +78,28 @@ class QCritic(_PlainFeatures, ContinuousCritic):
         return self.q_networks[0](th.cat([features, actions], dim=1)).squeeze(1)
 
 
-class ValueGradientPolicy(TD3Policy):
-    """Actor, critics, their targets, and the world model.
+class SquashedGaussianActor(_PlainFeatures, SquashedActor):
+    """SB3's actor of SAC."""
 
-    TD3's policy arguments, with what learns best as defaults, plus:
+
+class ValueGradientPolicy(BasePolicy):
+    """What turns one of SB3's actor-critic policies into one with a world model: a network more, with its optimizer.
+
+    SB3's policy arguments, with what learns best as defaults, plus:
 
     :param features_extractor_class: None: SB3's own for the space (flatten, or combine the parts of a Dict)
     :param optimizer_class: of all networks, the world model included
     :param optimizer_kwargs: its arguments, without the learning rate; Adam and AdamW are fused unless they say otherwise
     :param layer_norm: LayerNorm in the critics
-    :param world_model_class: alias ("mlp") or subclass of :class:`~sb3_valuegrad.world_models.WorldModel`
+    :param world_model_class: alias ("mlp", "ensemble") or subclass of :class:`~sb3_valuegrad.world_models.WorldModel`
     :param world_model_kwargs: its arguments
     :raises ValueError: for an unknown world model
     """
 
-    critic: QCritic
-    critic_target: QCritic
+    actor: Any
+    critic: Any
+    critic_target: Any
+    critic_kwargs: dict[str, Any]
     world_model: WorldModel
 
     def __init__(
@@ -101,16 +109,14 @@ class ValueGradientPolicy(TD3Policy):
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.SiLU,
+        *,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
-        n_critics: int = 2,
-        share_features_extractor: bool = False,
         layer_norm: bool = True,
         world_model_class: str | type[WorldModel] = "mlp",
         world_model_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
         # One kernel for all parameters; it also takes the mask that withholds a non-finite update.
         optimizer_kwargs = dict(optimizer_kwargs or {})
@@ -125,19 +131,16 @@ class ValueGradientPolicy(TD3Policy):
             observation_space,
             action_space,
             lr_schedule,
-            [256, 256] if net_arch is None else net_arch,
-            activation_fn,
-            features_extractor_class,
-            features_extractor_kwargs,
-            normalize_images,
-            optimizer_class,
-            optimizer_kwargs,
-            n_critics,
-            share_features_extractor,
+            net_arch=[256, 256] if net_arch is None else net_arch,
+            activation_fn=activation_fn,
+            features_extractor_class=features_extractor_class,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            **kwargs,
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
+        super()._build(lr_schedule)  # type: ignore[misc]
         self.flat_observations = FlatObservations(self.observation_space)
         model_class = get_world_model_class(self.world_model_class)
         action_dim = get_action_dim(self.action_space)
@@ -149,10 +152,6 @@ class ValueGradientPolicy(TD3Policy):
                 lr=lr_schedule(1),  # type: ignore[call-arg]
                 **self.optimizer_kwargs,
             )
-
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> MuActor:
-        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return MuActor(**actor_kwargs).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> QCritic:
         critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -175,6 +174,17 @@ class ValueGradientPolicy(TD3Policy):
             self.world_model.train(mode)
 
 
-MlpPolicy = ValueGradientPolicy
-# Dict observations, too: the world model sees their parts as one flat vector.
-MultiInputPolicy = ValueGradientPolicy
+class DeterministicPolicy(ValueGradientPolicy, TD3Policy):
+    """TD3's policy (actor, critics, their targets) with a world model."""
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> MuActor:
+        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return MuActor(**actor_kwargs).to(self.device)
+
+
+class StochasticPolicy(ValueGradientPolicy, SACPolicy):
+    """SAC's policy (actor, critics, their targets) with a world model."""
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SquashedGaussianActor:
+        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return SquashedGaussianActor(**actor_kwargs).to(self.device)

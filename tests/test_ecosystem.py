@@ -462,7 +462,7 @@ def test_a_shared_extractor_is_the_actors_alone() -> None:
     assert all(parameter.grad is None for parameter in extractor)
     model.policy.zero_grad()
     with frozen(model._other_parameters):
-        loss = model._actor_loss(batch)
+        loss = model._actor_loss(batch)[0]
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in extractor)
     assert all(parameter.grad is None for parameter in model._other_parameters)

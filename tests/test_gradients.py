@@ -175,7 +175,7 @@ def test_gradients_of_a_real_update_have_the_parameters_strides(horizon: int) ->
     """The same for the networks and losses of an agent: actor through the model, critic and model together."""
     agent = with_model(DVG, horizon=horizon)
     batch = draw(agent)
-    losses = [agent._actor_loss(batch), agent._critic_loss(batch)[0]]
+    losses = [agent._actor_loss(batch)[0], agent._critic_loss(batch)[0]]
     losses.append(th.stack(list(agent.world_model.losses(batch.transitions).values())).sum())
     th.stack(losses).sum().backward()
     for network in (agent.actor, agent.critic, agent.world_model):
@@ -224,7 +224,7 @@ def test_an_exception_in_the_actors_loss_leaves_the_flags() -> None:
     agent.critic.q1 = fails
     flags = [parameter.requires_grad for parameter in agent.policy.parameters()]
     with pytest.raises(RuntimeError):
-        agent._actor_loss(batch)
+        agent._actor_loss(batch)[0]
     assert [parameter.requires_grad for parameter in agent.policy.parameters()] == flags
 
 

@@ -24,7 +24,7 @@ OWN = {"features_extractor_class": LinearFeatures}
 def actor_gradient(agent: Any, batch: Any) -> th.Tensor:
     """The actor's loss differentiated, as one vector; the gradients are taken away again."""
     with frozen(agent._other_parameters):
-        loss = agent._actor_loss(batch)
+        loss = agent._actor_loss(batch)[0]
     loss.backward()
     gradient = th.cat([parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None])
     agent.actor.zero_grad()
@@ -209,7 +209,7 @@ def test_actor_gradient_is_the_papers_written_out(
     batch = draw(agent)
     weights = {k: 0.4 * 0.6**k for k in range(4)} if arguments.get("lambda_") == 0.6 else agent._expansion_weights()
     reference = written_out(agent, batch, weights, arguments.get("bootstrap", True))
-    th.testing.assert_close(agent._actor_loss(batch), reference, rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(agent._actor_loss(batch)[0], reference, rtol=1e-5, atol=1e-5)
     reference.backward()
     expected = th.cat([parameter.grad.flatten() for parameter in agent.actor.parameters() if parameter.grad is not None])
     agent.policy.zero_grad()
@@ -264,7 +264,7 @@ def test_only_the_actor_receives_gradient(
     flags = [parameter.requires_grad for parameter in agent.policy.parameters()]
     before, batch = snapshot(agent.policy), draw(agent)
     with frozen(agent._other_parameters):
-        loss = agent._actor_loss(batch)
+        loss = agent._actor_loss(batch)[0]
     loss.backward()
     own = {id(parameter) for parameter in agent.actor.parameters()}
     for name, parameter in agent.policy.named_parameters():

@@ -60,4 +60,11 @@ def full_signature(algorithm: type) -> inspect.Signature:
                 found.setdefault(name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
             break
-    return inspect.Signature(sorted(found.values(), key=lambda parameter: parameter.kind))
+    # What comes after an argument that a child has made keyword-only cannot be given by position either.
+    positional: dict[str, inspect.Parameter] = {}
+    for name in own:
+        if name != "self" and found[name].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            break
+        positional.update({name: found[name]} if name in found else {})
+    rest = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in found.items() if name not in positional]
+    return inspect.Signature([*positional.values(), *rest])

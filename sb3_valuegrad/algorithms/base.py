@@ -13,16 +13,17 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, update_learning_rate
 from stable_baselines3.sac.policies import Actor as SquashedActor
 from stable_baselines3.td3.policies import Actor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_valuegrad.algorithms.arguments import check_action_noise, check_count, check_learning_rate, check_share
+from sb3_valuegrad.algorithms.arguments import check_action_noise, check_choice, check_count, check_learning_rate, check_share
 from sb3_valuegrad.algorithms.gradients import frozen, guarded_step
 from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm, append
+from sb3_valuegrad.algorithms.targets import ESTIMATORS, Evaluation, mve_value, steve_value, td_k_examples
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import QCritic, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer
@@ -31,8 +32,8 @@ from sb3_valuegrad.replay import Batch, PackedReplayBuffer
 class ValueGradientAlgorithm(ModelBasedAlgorithm):
     """Base of all algorithms: trains critic and world model on minibatches, then the policy through the model.
 
-    A leaf states what its paper changes in these hooks: :meth:`_next_value` (the critic's target),
-    :meth:`_critic_loss`, :meth:`_actor_loss` and :meth:`_on_episode_end`. Parameters not listed are SB3's
+    A family gives :meth:`_state_value` and :meth:`_evaluation` (whom the critic evaluates), a leaf states what its paper
+    changes: :meth:`_actor_loss`, :meth:`_critic_loss`, :meth:`_on_episode_end`. Parameters not listed are SB3's
     (:class:`~stable_baselines3.TD3`).
 
     :param learning_rate: the actor's; a float or a schedule of the remaining progress
@@ -41,7 +42,11 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
     :param action_noise: exploration noise on actions scaled to [-1, 1]: a float is the standard deviation of Gaussian
         noise; None: no noise
     :param policy_delay: critic updates per actor and target update
-    :param horizon: imagined steps; 0 never uses the model
+    :param horizon: imagined steps in the policy's objective; 0: none
+    :param target_estimator: what the critic's target takes the next state to be worth: "td", the target critic's word;
+        "mve", the value expansion J_H (Feinberg et al. 2018); "td-k", that, and the critic learns on the imagined
+        states, too; "steve", all of J_0 .. J_H weighted by their certainty over an ensemble (Buckman et al. 2018)
+    :param target_horizon: H, the imagined steps in the critic's target
     :param model_learning_starts: environment steps before the world model learns. It then first makes one update for
         each step that is stored, so that the policy never meets an untrained model; until then the policy follows the critic
         alone
@@ -79,6 +84,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         policy_delay: int = 1,
         *,
         horizon: int = 1,
+        target_estimator: str = "td",
+        target_horizon: int = 0,
         qf_learning_rate: float | Schedule | None = 1e-3,
         model_learning_rate: float | Schedule | None = 1e-3,
         model_learning_starts: int = 0,
@@ -126,6 +133,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         )
         self.policy_delay = policy_delay
         self.horizon = horizon
+        self.target_estimator = target_estimator
+        self.target_horizon = target_horizon
         self.qf_learning_rate = qf_learning_rate
         self.model_learning_rate = model_learning_rate
         self.max_grad_norm = max_grad_norm
@@ -136,8 +145,14 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, its value and the way out"""
         counts = {"horizon": 0, "policy_delay": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
-        for name, least in {**counts, "gradient_steps": -1}.items():
+        for name, least in {**counts, "gradient_steps": -1, "target_horizon": 0}.items():
             check_count(name, getattr(self, name), least)
+        check_choice("target_estimator", self.target_estimator, ESTIMATORS)
+        if self.target_estimator == "td" and self.target_horizon > 0:
+            raise ValueError(
+                f'target_horizon={self.target_horizon} has no meaning with target_estimator="td", whose target imagines '
+                'nothing; use "mve", "td-k" or "steve"'
+            )
         self._check_model_arguments()
         check_share("gamma", self.gamma)
         check_share("tau", self.tau)
@@ -196,30 +211,73 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
     # ---------------------------------------------------------------- hooks
 
     @abstractmethod
-    def _next_value(self, batch: Batch) -> th.Tensor:
-        """What the critic's target takes the next state to be worth, (N, 1)."""
+    def _state_value(self, obs: PyTorchObs) -> th.Tensor:
+        """What the target critics and the target policy take a state to be worth, (N, 1)."""
+
+    def _values(self, critic: QCritic, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """Q(s, a) by each of L critics, (L, N); flat states."""
+        return th.cat(critic(self._flat.unflatten(obs), actions), dim=1).T
 
     @abstractmethod
-    def _actor_loss(self, batch: Batch) -> th.Tensor:
-        """The policy's loss; only the actor's parameters may be in its graph."""
+    def _evaluation(self) -> Evaluation:
+        """The same target policy and critics, for value expansions."""
 
-    def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """The critics' loss, and what else to log by name: temporal differences against :meth:`_next_value`."""
-        target = self._critic_target_values(batch)
-        values = self.critic(batch.observations, batch.actions)
-        losses = [F.mse_loss(value, target) for value in values]
-        loss = sum(losses[1:], start=losses[0])
-        loss = loss if self.critic_loss_scale == 1 else self.critic_loss_scale * loss
-        return loss, {"q_abs_mean": values[0].detach().abs().mean()}
+    @abstractmethod
+    def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """The policy's loss, and what else to log by name; only the actor's parameters may be in its graph."""
 
-    @th.no_grad()
-    def _critic_target_values(self, batch: Batch) -> th.Tensor:
-        """``r + (1 - d) gamma V(s')``, (N, 1)."""
-        discounts = self.gamma if batch.discounts is None else batch.discounts
-        return batch.rewards + (1 - batch.dones) * discounts * self._next_value(batch)
+    def _needs_model(self) -> bool:
+        return self.target_estimator != "td"
 
     def _on_episode_end(self, losses: Losses) -> None:
         """After the updates that follow the end of at least one episode."""
+
+    # ---------------------------------------------------------------- critic
+
+    def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """The critics' loss, and what else to log by name."""
+        if self.target_estimator == "td-k" and self.target_horizon > 0 and self._model_is_ready:
+            return self._td_k_loss(batch)
+        with th.no_grad():
+            target = self._backup(batch, self._next_value(batch))
+        values = self.critic(batch.observations, batch.actions)
+        losses = [F.mse_loss(value, target) for value in values]
+        return self._sum_of_critics(losses), {"q_abs_mean": values[0].detach().abs().mean()}
+
+    def _sum_of_critics(self, losses: list[th.Tensor]) -> th.Tensor:
+        total = sum(losses[1:], start=losses[0])
+        return total if self.critic_loss_scale == 1 else self.critic_loss_scale * total
+
+    def _backup(self, batch: Batch, next_value: th.Tensor) -> th.Tensor:
+        """``r + (1 - d) gamma V(s')``, (N, 1)."""
+        discounts = self.gamma if batch.discounts is None else batch.discounts
+        return batch.rewards + (1 - batch.dones) * discounts * next_value
+
+    def _next_value(self, batch: Batch) -> th.Tensor:
+        """What the critic's target takes the next state to be worth, (N, 1)."""
+        if self.target_estimator == "td" or not self._model_is_ready:
+            return self._state_value(batch.next_observations)
+        estimate = steve_value if self.target_estimator == "steve" else mve_value
+        obs = self._flat.flatten(batch.next_observations)
+        return estimate(self.world_model, self._evaluation(), obs, self.target_horizon, self.gamma)[:, None]
+
+    def _td_k_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """MVE's loss (Alg. 1): the squared error averaged over the real transition and the H imagined states after it.
+
+        An imagined state weighs as much as the chance that the real and the imagined episode got there.
+        """
+        steps = self.target_horizon
+        with th.no_grad():
+            next_obs = self._flat.flatten(batch.next_observations)
+            rollout, targets = td_k_examples(self.world_model, self._evaluation(), next_obs, steps, self.gamma)
+            target = th.cat([self._backup(batch, targets[0][:, None])[:, 0], targets[:-1].flatten()])
+            reached = (1 - batch.dones.T) * rollout.alive[:-1]
+            weights = th.cat([th.ones_like(next_obs[:, 0]), reached.flatten()]) / (len(next_obs) * (steps + 1))
+        obs = th.cat([self._flat.flatten(batch.observations), rollout.obs[:-1].flatten(0, 1)])
+        actions = th.cat([batch.actions, rollout.actions[:-1].flatten(0, 1)])
+        values = self.critic(self._flat.unflatten(obs), actions)
+        losses = [weights @ (value[:, 0] - target).square() for value in values]
+        return self._sum_of_critics(losses), {"q_abs_mean": values[0].detach().abs().mean()}
 
     # ---------------------------------------------------------------- training
 
@@ -251,15 +309,17 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
             self._update_targets()
 
-    def _update_actor(self, loss_of: Callable[[], th.Tensor], after: th.Tensor | None = None) -> dict[str, th.Tensor]:
+    def _update_actor(
+        self, loss_of: Callable[[], tuple[th.Tensor, dict[str, th.Tensor]]], after: th.Tensor | None = None
+    ) -> dict[str, th.Tensor]:
         """The only policy step: critic and world model are frozen while the loss is built.
 
         :param after: whether an earlier step on the same data was withheld
         """
         with frozen(self._other_parameters):
-            loss = loss_of()
+            loss, logged = loss_of()
         (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm, after=after)
-        return {"actor_loss": loss, "actor_grad_norm": norm}
+        return {**logged, "actor_loss": loss, "actor_grad_norm": norm}
 
     @th.no_grad()
     def _update_targets(self) -> None:

@@ -1,6 +1,7 @@
 """The deterministic family: TD3's critic under a policy that climbs value expansions."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import torch as th
@@ -11,7 +12,8 @@ from torch import nn
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.gradients import frozen
-from sb3_valuegrad.policies import MlpPolicy, MultiInputPolicy
+from sb3_valuegrad.algorithms.targets import Evaluation
+from sb3_valuegrad.policies import DeterministicPolicy
 from sb3_valuegrad.replay import Batch
 from sb3_valuegrad.returns import contiguous, value_expansions
 from sb3_valuegrad.rollouts import Rollout, imagine
@@ -31,9 +33,11 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
+        "MlpPolicy": DeterministicPolicy,
+        # Dict observations, too: the world model sees their parts as one flat vector.
+        "MultiInputPolicy": DeterministicPolicy,
     }
+    policy: DeterministicPolicy
     actor: Actor
     actor_target: Actor
 
@@ -81,10 +85,16 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         noise = th.randn_like(actions).mul_(self.target_policy_noise)
         return (actions + noise.clamp_(-self.target_noise_clip, self.target_noise_clip)).clamp_(-1, 1)
 
-    def _next_value(self, batch: Batch) -> th.Tensor:
-        """The smallest target critic's (TD3; DVPG Alg. 2 line 7 with one critic)."""
-        values = self.critic_target(batch.next_observations, self._target_policy(batch.next_observations))
+    def _state_value(self, obs: PyTorchObs) -> th.Tensor:
+        """The smallest target critic's word (TD3; DVPG Alg. 2 line 7 with one critic)."""
+        values = self.critic_target(obs, self._target_policy(obs))
         return values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
+
+    def _evaluation(self) -> Evaluation:
+        def policy(obs: th.Tensor) -> th.Tensor:
+            return self._target_policy(self._flat.unflatten(obs))
+
+        return Evaluation(policy, partial(self._values, self.critic_target))
 
     # ---------------------------------------------------------------- actor
 
@@ -113,9 +123,9 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         expansions = value_expansions(rollout.rewards, rollout.alive, values, self.gamma, horizons)
         return (expansions.new_tensor([weights[k] for k in horizons]) @ expansions).mean()
 
-    def _actor_loss(self, batch: Batch) -> th.Tensor:
+    def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         weights = self._expansion_weights() if self._model_is_ready else {0: 1.0}
-        return -self._objective(self._flat.flatten(batch.observations), weights)
+        return -self._objective(self._flat.flatten(batch.observations), weights), {}
 
     def _needs_model(self) -> bool:
-        return max(self._expansion_weights()) > 0
+        return super()._needs_model() or max(self._expansion_weights()) > 0

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_valuegrad.rollouts import Dynamics
+
 
 class Step(NamedTuple):
     """One model step for N rows."""
@@ -49,6 +51,8 @@ class WorldModel(nn.Module, ABC):
     optimizer: th.optim.Optimizer
     """Set by the policy where there is something to fit."""
     updates: th.Tensor
+    members: int = 1
+    """Predictors that differ, of an ensemble: each row of a rollout is one member's, see :meth:`by_member`."""
 
     def __init__(self, obs_dim: int, action_dim: int):
         super().__init__()
@@ -78,6 +82,17 @@ class WorldModel(nn.Module, ABC):
 
     def observe(self, data: Transitions) -> None:
         """Take note of data before it is fitted (running statistics); called under ``no_grad``."""
+
+    def by_member(self) -> Dynamics:
+        """The model with its rows in equal blocks, one a member: of ``members * N`` rows the first N are the first's.
+
+        ``imagine(model.by_member(), policy, obs.repeat(model.members, 1), H)`` asks all members about the same states.
+        """
+        return self
+
+    def member_rewards(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        """Every member's reward of all rows, (members, N); one row (1, N) if they agree, as they do on a known reward."""
+        return self.outcome(obs, actions, next_obs, self.transition(obs, actions)[1])[0][None]
 
     def step(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """``s', r, done = f(s, a)`` for N rows."""

@@ -1,0 +1,98 @@
+"""What a critic learns from when imagined steps go before its own bootstrap: MVE and STEVE.
+
+Every algorithm of the package may use them (``target_estimator``, ``target_horizon``), whatever its policy climbs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_valuegrad.returns import steve, td_k_targets, value_expansions
+from sb3_valuegrad.rollouts import Policy, Rollout, imagine
+from sb3_valuegrad.world_models import WorldModel
+
+ESTIMATORS = ("td", "mve", "td-k", "steve")
+
+
+class Evaluation(NamedTuple):
+    """What is evaluated, on flat states."""
+
+    policy: Policy
+    """the target policy"""
+    values: Callable[[th.Tensor, th.Tensor], th.Tensor]
+    """states (N, S), actions (N, A) to the value by each of L target critics, (L, N)"""
+    alpha: th.Tensor | None = None
+    """the temperature, if the policy is worth its entropy"""
+
+
+class Expansion(NamedTuple):
+    """An imagined rollout with its rewards and the critics' values, entropy included."""
+
+    rollout: Rollout
+    rewards: th.Tensor
+    """(H, N)"""
+    values: th.Tensor
+    """(L, K, N): by each critic at the times asked for"""
+
+
+def expand(
+    model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, times: slice, split: bool = False
+) -> Expansion:
+    """Imagine ``horizon`` steps from ``obs`` (N, S) and value the states at ``times``.
+
+    :param split: row block m belongs to member m of the model
+    """
+    rollout = imagine(model.by_member() if split else model, target.policy, obs, horizon)
+    states, actions = rollout.obs[times], rollout.actions[times]
+    values = target.values(states.flatten(0, 1), actions.flatten(0, 1)).view(-1, len(states), len(obs))
+    if target.alpha is None or rollout.log_probs is None:
+        return Expansion(rollout, rollout.rewards, values)
+    bonuses = -target.alpha * rollout.log_probs
+    return Expansion(rollout, rollout.rewards + bonuses[:-1], values + bonuses[times])
+
+
+def mve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
+    """J_H over the target policy and the smallest target critic (MVE eq. 2; clipped double Q), (N,)."""
+    rollout, rewards, values = expand(model, target, obs, horizon, slice(horizon, None))
+    return value_expansions(rewards, rollout.alive, values.amin(0), gamma, [horizon])[0]
+
+
+def td_k_examples(
+    model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float
+) -> tuple[Rollout, th.Tensor]:
+    """The rollout whose states become training examples, and their targets y_0 .. y_H, (H + 1, N) (MVE Alg. 1)."""
+    rollout, rewards, values = expand(model, target, obs, horizon, slice(horizon, None))
+    return rollout, td_k_targets(rewards, rollout.alive, values.amin(0)[0], gamma)
+
+
+def steve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
+    """STEVE over all combinations of a member's states, a member's rewards and a critic (Buckman et al. 2018), (N,)."""
+    members, rows = model.members, len(obs)
+    rollout, rewards, values = expand(model, target, obs.repeat(members, 1), horizon, slice(None), split=True)
+    of_values = _expansions(th.zeros_like(rewards)[None], rollout.alive, values, gamma)
+    of_rewards = _expansions(_crossed_rewards(model, rollout, rewards), rollout.alive, th.zeros_like(values[:1]), gamma)
+    # (H + 1, rewards' members, critics, states' members, N): every combination is one estimate.
+    expansions = of_rewards[:, :, None] + of_values[:, None]
+    return steve(expansions.view(horizon + 1, -1, rows))
+
+
+def _expansions(rewards: th.Tensor, alive: th.Tensor, values: th.Tensor, gamma: float) -> th.Tensor:
+    """J_0 .. J_H of several versions of rewards (V, H, N) or values (V, H + 1, N): (H + 1, V, N)."""
+    versions = max(len(rewards), len(values))
+
+    def by_column(version: th.Tensor) -> th.Tensor:
+        return version.expand(versions, *version.shape[1:]).transpose(0, 1).flatten(1)
+
+    wide = value_expansions(by_column(rewards), by_column(alive[None]), by_column(values), gamma)
+    return wide.view(len(wide), versions, -1)
+
+
+def _crossed_rewards(model: WorldModel, rollout: Rollout, rewards: th.Tensor) -> th.Tensor:
+    """What each member says that each step of each member's rollout earns, entropy included: (R, H, N)."""
+    horizon = len(rewards)
+    if horizon == 0 or model.members == 1:
+        return rewards[None]
+    obs, actions, next_obs = (part.flatten(0, 1) for part in (rollout.obs[:-1], rollout.actions[:-1], rollout.obs[1:]))
+    crossed = model.member_rewards(obs, actions, next_obs).view(-1, *rewards.shape)
+    return crossed + (rewards - rollout.rewards)
