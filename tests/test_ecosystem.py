@@ -24,7 +24,7 @@ from tiny import PointEnv, same, snapshot, tensors, tiny
 from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
-from sb3_valuegrad.algorithms.gradients import frozen
+from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.replay import PackedReplayBuffer
 from sb3_valuegrad.world_models import WorldModel
 

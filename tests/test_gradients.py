@@ -11,7 +11,7 @@ from small_models import changed, draw, snapshot, with_model
 from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
-from sb3_valuegrad.algorithms.gradients import frozen, guarded_step
+from sb3_valuegrad.gradients import frozen, guarded_step
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "fused Adam": (th.optim.Adam, {"fused": True}),

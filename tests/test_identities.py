@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
-from sb3_valuegrad.algorithms.gradients import frozen
+from sb3_valuegrad.gradients import frozen
 
 SHARED = {"features_extractor_class": LinearFeatures, "share_features_extractor": True}
 OWN = {"features_extractor_class": LinearFeatures}

@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_valuegrad.algorithms.arguments import check_action_noise, check_choice, check_count, check_learning_rate, check_share
-from sb3_valuegrad.algorithms.gradients import frozen, guarded_step
 from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm, append
 from sb3_valuegrad.algorithms.targets import ESTIMATORS, Evaluation, mve_value, steve_value, td_k_examples
+from sb3_valuegrad.gradients import frozen, guarded_step
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import QCritic, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer

@@ -11,8 +11,8 @@ from stable_baselines3.td3.policies import Actor
 from torch import nn
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
-from sb3_valuegrad.algorithms.gradients import frozen
 from sb3_valuegrad.algorithms.targets import Evaluation
+from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.policies import DeterministicPolicy
 from sb3_valuegrad.replay import Batch
 from sb3_valuegrad.returns import contiguous, value_expansions

@@ -7,8 +7,8 @@ from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_valuegrad.algorithms.arguments import check_count, check_share
 from sb3_valuegrad.algorithms.checked import CheckedAlgorithm
-from sb3_valuegrad.algorithms.gradients import guarded_step
 from sb3_valuegrad.diagnostics.model_error import open_loop_errors
+from sb3_valuegrad.gradients import guarded_step
 from sb3_valuegrad.held_out import BLOCK, held_out_segments
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.policies import ValueGradientPolicy

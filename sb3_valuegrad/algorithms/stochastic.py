@@ -13,8 +13,8 @@ from stable_baselines3.sac.policies import Actor
 
 from sb3_valuegrad.algorithms.arguments import check_count
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
-from sb3_valuegrad.algorithms.gradients import guarded_step
 from sb3_valuegrad.algorithms.targets import Evaluation, expand
+from sb3_valuegrad.gradients import guarded_step
 from sb3_valuegrad.policies import StochasticPolicy
 from sb3_valuegrad.returns import value_expansions
 
