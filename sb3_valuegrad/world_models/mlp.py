@@ -1,20 +1,16 @@
 """Deterministic world model of multi-layer perceptrons."""
 
-from collections.abc import Callable
-
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.base import Transitions
+from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction
 from sb3_valuegrad.world_models.networks import ParallelMlp
-from sb3_valuegrad.world_models.scaling import RunningScaler
-
-OutcomeFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 
 
-class MlpWorldModel(WorldModel):
+class MlpWorldModel(LearnedWorldModel):
     """Deterministic world model: the next state, the reward and the chance of termination from ``(s, a)``.
 
     The default learns best: one network for all heads, inputs and targets on unit scale, the change of the state as
@@ -38,9 +34,6 @@ class MlpWorldModel(WorldModel):
     :raises ValueError: for an unknown ``termination`` and for functions whose result has the wrong shape
     """
 
-    seen_dones: th.Tensor
-    seen_rows: th.Tensor
-
     def __init__(
         self,
         obs_dim: int,
@@ -54,15 +47,8 @@ class MlpWorldModel(WorldModel):
         reward_fn: OutcomeFunction | None = None,
         termination: str | OutcomeFunction = "learned",
     ):
-        super().__init__(obs_dim, action_dim)
-        if isinstance(termination, str) and termination not in ("learned", "none"):
-            raise ValueError(f'termination={termination!r}: use "learned", "none" or a torch function')
-        self.normalize, self.predict_change, self.weight_decay = normalize, predict_change, weight_decay
-        self.reward_fn = self._checked("reward_fn", reward_fn)
-        self.termination_fn = None if isinstance(termination, str) else self._checked("termination", termination)
-        self.learns_reward = reward_fn is None
-        self.learns_termination = termination == "learned"
-        extra_heads = int(self.learns_reward) + int(self.learns_termination)
+        super().__init__(obs_dim, action_dim, normalize, predict_change, weight_decay, reward_fn, termination)
+        extra_heads = self.extra_heads
         self.share_network = share_network
         self.network: nn.Module
         if share_network:
@@ -72,34 +58,6 @@ class MlpWorldModel(WorldModel):
         else:
             # Of the reward's and the termination's networks only the first output counts.
             self.network = ParallelMlp(1 + extra_heads, obs_dim + action_dim, obs_dim, net_arch, activation_fn)
-        if normalize:
-            self.input_scaler = RunningScaler(obs_dim + action_dim)
-            self.state_scaler = RunningScaler(obs_dim)
-            self.reward_scaler = RunningScaler(1)
-        # Counts of terminations and rows seen, as floats.
-        self.register_buffer("seen_dones", th.zeros(()))
-        self.register_buffer("seen_rows", th.zeros(()))
-
-    def _checked(self, name: str, function: OutcomeFunction | None) -> OutcomeFunction | None:
-        """Try a given function on three rows before anything is trained with it."""
-        if function is None:
-            return None
-        rows = 3
-        with th.no_grad():
-            result = function(th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim))
-        shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
-        if shape != (rows,):
-            raise ValueError(
-                f"{name}={function!r}: for obs ({rows}, {self.obs_dim}), actions ({rows}, {self.action_dim}) and next_obs "
-                f"({rows}, {self.obs_dim}) it must return a tensor of shape ({rows},), one value a row, but gave {shape}"
-            )
-        if not th.isfinite(result).all():
-            raise ValueError(f"{name}={function!r} returned {result.tolist()} for zeros; it must be finite everywhere")
-        return function
-
-    def _inputs(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        inputs = th.cat([obs, actions], dim=1)
-        return self.input_scaler.scale(inputs) if self.normalize else inputs
 
     def _heads(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Raw outputs: for the state (N, S), and for what else is learned (reward, termination, in this order) (N, E)."""
@@ -116,45 +74,6 @@ class MlpWorldModel(WorldModel):
         if self.normalize:
             output = self.state_scaler.unscale(output)
         return obs + output if self.predict_change else output, others
-
-    def outcome(
-        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor | None]:
-        """Rewards (M,) and chances of termination (M,)."""
-        heads = () if hint is None else hint.unbind(1)
-        if self.reward_fn is not None:
-            rewards = self.reward_fn(obs, actions, next_obs)
-        elif self.normalize:
-            rewards = self.reward_scaler.unscale(heads[0])
-        else:
-            rewards = heads[0]
-        if self.termination_fn is not None:
-            return rewards, self.termination_fn(obs, actions, next_obs).to(rewards.dtype)
-        return rewards, self._termination(heads[-1]) if self.learns_termination else None
-
-    def _termination(self, logits: th.Tensor) -> th.Tensor:
-        """The chance of termination. The loss balances the classes, so the log-odds are shifted back to the rate that
-        was seen; before any was seen the chance is zero, not half."""
-        of_done, of_alive = self._class_weights()
-        return th.sigmoid(logits - (of_done / of_alive).log()) * (self.seen_dones > 0)
-
-    def _class_weights(self) -> tuple[th.Tensor, th.Tensor]:
-        """Weights in the loss of a terminating row and of another one: equal in sum, up to a factor of 200 a row."""
-        rate = (self.seen_dones / self.seen_rows.clamp(min=1)).clamp(0.0025, 0.9975)
-        return 0.5 / rate, 0.5 / (1 - rate)
-
-    def observe(self, data: Transitions) -> None:
-        """Running scales, and the rate of terminations."""
-        if self.normalize:
-            self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
-            self.state_scaler.update(self._state_target(data))
-            self.reward_scaler.update(data.rewards[:, None])
-        if self.learns_termination:
-            self.seen_dones += data.dones.sum()
-            self.seen_rows += len(data.dones)
-
-    def _state_target(self, data: Transitions) -> th.Tensor:
-        return data.next_obs - data.obs if self.predict_change else data.next_obs
 
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """Squared errors of state and reward (in scaled units where scaled), balanced cross-entropy of termination.
@@ -174,21 +93,6 @@ class MlpWorldModel(WorldModel):
         if self.learns_termination:
             losses["model_done_loss"] = self._termination_loss(others[:, -1], data)
         return losses
-
-    def _termination_loss(self, logits: th.Tensor, data: Transitions) -> th.Tensor:
-        """Cross-entropy in which both classes weigh the same over the data seen; zero while no termination was seen."""
-        of_done, of_alive = self._class_weights()
-        balance = th.where(data.dones > 0, of_done, of_alive)
-        loss = F.binary_cross_entropy_with_logits(logits, data.dones, reduction="none") * balance
-        loss = loss.mean() if data.weights is None else loss @ data.weights
-        return loss * (self.seen_dones > 0)
-
-    def parameter_groups(self) -> list[dict[str, object]]:
-        """One group; the L2 term is the optimizer's weight decay."""
-        group: dict[str, object] = {"params": list(self.parameters())}
-        if self.weight_decay:
-            group["weight_decay"] = self.weight_decay
-        return [group]
 
 
 def _squared_error(output: th.Tensor, target: th.Tensor, weights: th.Tensor | None, scale: float = 1.0) -> th.Tensor:

@@ -1,0 +1,134 @@
+"""What all learned world models share: a known or learned reward and termination, and running scales."""
+
+from collections.abc import Callable
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.scaling import RunningScaler
+
+OutcomeFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
+
+
+class LearnedWorldModel(WorldModel):
+    """Reward and termination are known functions or further heads of the network; targets are the change of the state.
+
+    A leaf builds the network, with :attr:`extra_heads` outputs beside those for the state, and answers for
+    :meth:`transition` and :meth:`losses`. The tensor that its ``transition`` hands to :meth:`outcome` holds the raw
+    outputs of the other heads by row: the reward's first and the termination's last, where they are learned.
+
+    :param obs_dim: S, length of a flat observation
+    :param action_dim: A, number of actions
+    :param normalize: scale inputs and targets by running statistics
+    :param predict_change: the network predicts ``s' - s``; False: ``s'``
+    :param weight_decay: L2 term, passed to the optimizer (AdamW decouples it, Adam does not)
+    :param reward_fn: the known reward, see :class:`~sb3_valuegrad.world_models.MlpWorldModel`; None: learned
+    :param termination: "learned", "none", or a known function
+    :raises ValueError: for an unknown ``termination`` and for functions whose result has the wrong shape
+    """
+
+    seen_dones: th.Tensor
+    seen_rows: th.Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        normalize: bool,
+        predict_change: bool,
+        weight_decay: float,
+        reward_fn: OutcomeFunction | None,
+        termination: str | OutcomeFunction,
+    ):
+        super().__init__(obs_dim, action_dim)
+        if isinstance(termination, str) and termination not in ("learned", "none"):
+            raise ValueError(f'termination={termination!r}: use "learned", "none" or a torch function')
+        self.normalize, self.predict_change, self.weight_decay = normalize, predict_change, weight_decay
+        self.reward_fn = self._checked("reward_fn", reward_fn)
+        self.termination_fn = None if isinstance(termination, str) else self._checked("termination", termination)
+        self.learns_reward = reward_fn is None
+        self.learns_termination = termination == "learned"
+        self.extra_heads = int(self.learns_reward) + int(self.learns_termination)
+        if normalize:
+            self.input_scaler = RunningScaler(obs_dim + action_dim)
+            self.state_scaler = RunningScaler(obs_dim)
+            self.reward_scaler = RunningScaler(1)
+        # Counts of terminations and rows seen, as floats.
+        self.register_buffer("seen_dones", th.zeros(()))
+        self.register_buffer("seen_rows", th.zeros(()))
+
+    def _checked(self, name: str, function: OutcomeFunction | None) -> OutcomeFunction | None:
+        """Try a given function on three rows before anything is trained with it."""
+        if function is None:
+            return None
+        rows = 3
+        with th.no_grad():
+            result = function(th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim))
+        shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
+        if shape != (rows,):
+            raise ValueError(
+                f"{name}={function!r}: for obs ({rows}, {self.obs_dim}), actions ({rows}, {self.action_dim}) and next_obs "
+                f"({rows}, {self.obs_dim}) it must return a tensor of shape ({rows},), one value a row, but gave {shape}"
+            )
+        if not th.isfinite(result).all():
+            raise ValueError(f"{name}={function!r} returned {result.tolist()} for zeros; it must be finite everywhere")
+        return function
+
+    def _inputs(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        inputs = th.cat([obs, actions], dim=1)
+        return self.input_scaler.scale(inputs) if self.normalize else inputs
+
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """Rewards (M,) and chances of termination (M,)."""
+        heads = () if hint is None else hint.unbind(1)
+        if self.reward_fn is not None:
+            rewards = self.reward_fn(obs, actions, next_obs)
+        elif self.normalize:
+            rewards = self.reward_scaler.unscale(heads[0])
+        else:
+            rewards = heads[0]
+        if self.termination_fn is not None:
+            return rewards, self.termination_fn(obs, actions, next_obs).to(rewards.dtype)
+        return rewards, self._termination(heads[-1]) if self.learns_termination else None
+
+    def _termination(self, logits: th.Tensor) -> th.Tensor:
+        """The chance of termination. The loss balances the classes, so the log-odds are shifted back to the rate that
+        was seen; before any was seen the chance is zero, not half."""
+        of_done, of_alive = self._class_weights()
+        return th.sigmoid(logits - (of_done / of_alive).log()) * (self.seen_dones > 0)
+
+    def _class_weights(self) -> tuple[th.Tensor, th.Tensor]:
+        """Weights in the loss of a terminating row and of another one: equal in sum, up to a factor of 200 a row."""
+        rate = (self.seen_dones / self.seen_rows.clamp(min=1)).clamp(0.0025, 0.9975)
+        return 0.5 / rate, 0.5 / (1 - rate)
+
+    def observe(self, data: Transitions) -> None:
+        """Running scales, and the rate of terminations."""
+        if self.normalize:
+            self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
+            self.state_scaler.update(self._state_target(data))
+            self.reward_scaler.update(data.rewards[:, None])
+        if self.learns_termination:
+            self.seen_dones += data.dones.sum()
+            self.seen_rows += len(data.dones)
+
+    def _state_target(self, data: Transitions) -> th.Tensor:
+        return data.next_obs - data.obs if self.predict_change else data.next_obs
+
+    def _termination_loss(self, logits: th.Tensor, data: Transitions) -> th.Tensor:
+        """Cross-entropy in which both classes weigh the same over the data seen; zero while no termination was seen."""
+        of_done, of_alive = self._class_weights()
+        balance = th.where(data.dones > 0, of_done, of_alive)
+        loss = F.binary_cross_entropy_with_logits(logits, data.dones, reduction="none") * balance
+        loss = loss.mean() if data.weights is None else loss @ data.weights
+        return loss * (self.seen_dones > 0)
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """One group; the L2 term is the optimizer's weight decay."""
+        group: dict[str, object] = {"params": list(self.parameters())}
+        if self.weight_decay:
+            group["weight_decay"] = self.weight_decay
+        return [group]
