@@ -3,6 +3,10 @@
 So code written for SB3 that catches its error keeps working.
 """
 
+from typing import Any
+
+import numpy as np
+
 
 class UnsupportedSpaceError(ValueError, AssertionError):
     """An observation or action space that value gradients cannot pass through; SB3 asserts."""
@@ -10,3 +14,13 @@ class UnsupportedSpaceError(ValueError, AssertionError):
 
 class MismatchError(ValueError, RuntimeError):
     """Parameters that belong to other networks; PyTorch's ``load_state_dict`` raises ``RuntimeError``."""
+
+
+class FitError(ValueError):
+    """A world model's fit diverged. The model, its scales and its optimizer are what they were before the fit."""
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """:raises ValueError: if ``value`` is not a whole number of at least ``least``"""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")

@@ -1,9 +1,10 @@
 """World models: ``s', r, done = f(s, a)``, learned or given."""
 
 from sb3_valuegrad.world_models.base import Step, Transitions, WorldModel
+from sb3_valuegrad.world_models.ensemble import GaussianEnsemble
 from sb3_valuegrad.world_models.mlp import MlpWorldModel
 
-WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {"mlp": MlpWorldModel}
+WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {"mlp": MlpWorldModel, "ensemble": GaussianEnsemble}
 
 
 def get_world_model_class(name: str | type[WorldModel]) -> type[WorldModel]:
@@ -20,4 +21,12 @@ def get_world_model_class(name: str | type[WorldModel]) -> type[WorldModel]:
     return name
 
 
-__all__ = ["WORLD_MODEL_ALIASES", "MlpWorldModel", "Step", "Transitions", "WorldModel", "get_world_model_class"]
+__all__ = [
+    "WORLD_MODEL_ALIASES",
+    "GaussianEnsemble",
+    "MlpWorldModel",
+    "Step",
+    "Transitions",
+    "WorldModel",
+    "get_world_model_class",
+]

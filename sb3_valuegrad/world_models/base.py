@@ -53,6 +53,11 @@ class WorldModel(nn.Module, ABC):
     updates: th.Tensor
     members: int = 1
     """Predictors that differ, of an ensemble: each row of a rollout is one member's, see :meth:`by_member`."""
+    n_members: int = 1
+    """Networks that are fitted side by side. If there are several, the first axis of every parameter is theirs, and a fit
+    sorts them: the first :attr:`members` are the best, and predict."""
+    bootstrap: bool = False
+    """Whether a fit draws each network a data set of its own, with replacement."""
 
     def __init__(self, obs_dim: int, action_dim: int):
         super().__init__()
@@ -83,6 +88,10 @@ class WorldModel(nn.Module, ABC):
     def observe(self, data: Transitions) -> None:
         """Take note of data before it is fitted (running statistics); called under ``no_grad``."""
 
+    def observe_all(self, data: Transitions) -> None:
+        """Take note of a whole data set in place of what was observed before; called under ``no_grad``."""
+        self.observe(data)
+
     def by_member(self) -> Dynamics:
         """The model with its rows in equal blocks, one a member: of ``members * N`` rows the first N are the first's.
 
@@ -93,6 +102,11 @@ class WorldModel(nn.Module, ABC):
     def member_rewards(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         """Every member's reward of all rows, (members, N); one row (1, N) if they agree, as they do on a known reward."""
         return self.outcome(obs, actions, next_obs, self.transition(obs, actions)[1])[0][None]
+
+    def member_predictions(self, obs: th.Tensor, actions: th.Tensor) -> Step:
+        """What every fitted network expects of all rows, without noise: :class:`Step` with a first axis of n_members."""
+        next_obs, reward, done = self.step(obs, actions)
+        return Step(next_obs[None], reward[None], done[None])
 
     def step(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """``s', r, done = f(s, a)`` for N rows."""

@@ -76,8 +76,17 @@ class LearnedWorldModel(WorldModel):
         return function
 
     def _inputs(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        inputs = th.cat([obs, actions], dim=1)
+        inputs = th.cat([obs, actions], dim=-1)
         return self.input_scaler.scale(inputs) if self.normalize else inputs
+
+    def _next_obs(self, obs: th.Tensor, output: th.Tensor) -> th.Tensor:
+        """States from the network's output for them, which may be scaled and a change."""
+        if self.normalize:
+            output = self.state_scaler.unscale(output)
+        return obs + output if self.predict_change else output
+
+    def _reward(self, output: th.Tensor) -> th.Tensor:
+        return self.reward_scaler.unscale(output) if self.normalize else output
 
     def outcome(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
@@ -86,10 +95,8 @@ class LearnedWorldModel(WorldModel):
         heads = () if hint is None else hint.unbind(1)
         if self.reward_fn is not None:
             rewards = self.reward_fn(obs, actions, next_obs)
-        elif self.normalize:
-            rewards = self.reward_scaler.unscale(heads[0])
         else:
-            rewards = heads[0]
+            rewards = self._reward(heads[0])
         if self.termination_fn is not None:
             return rewards, self.termination_fn(obs, actions, next_obs).to(rewards.dtype)
         return rewards, self._termination(heads[-1]) if self.learns_termination else None
@@ -107,24 +114,47 @@ class LearnedWorldModel(WorldModel):
 
     def observe(self, data: Transitions) -> None:
         """Running scales, and the rate of terminations."""
-        if self.normalize:
-            self.input_scaler.update(th.cat([data.obs, data.actions], dim=1))
-            self.state_scaler.update(self._state_target(data))
-            self.reward_scaler.update(data.rewards[:, None])
+        for scaler, rows in self._scaled(data):
+            scaler.update(rows)
         if self.learns_termination:
             self.seen_dones += data.dones.sum()
             self.seen_rows += len(data.dones)
 
+    def observe_all(self, data: Transitions) -> None:
+        """The scales of a whole data set, and its rate of terminations, in place of the running ones."""
+        for scaler, rows in self._scaled(data):
+            scaler.refresh(rows)
+        if self.learns_termination:
+            self.seen_dones.copy_(data.dones.sum())
+            self.seen_rows.fill_(len(data.dones))
+
+    def _scaled(self, data: Transitions) -> list[tuple[RunningScaler, th.Tensor]]:
+        """What is put on unit scale, and by which scaler."""
+        if not self.normalize:
+            return []
+        inputs, rewards = th.cat([data.obs, data.actions], dim=1), data.rewards[:, None]
+        return [(self.input_scaler, inputs), (self.state_scaler, self._state_target(data)), (self.reward_scaler, rewards)]
+
     def _state_target(self, data: Transitions) -> th.Tensor:
         return data.next_obs - data.obs if self.predict_change else data.next_obs
 
+    def _targets(self, data: Transitions) -> tuple[th.Tensor, th.Tensor]:
+        """What the network's outputs for state (..., S) and reward (...,) should be."""
+        state, reward = self._state_target(data), data.rewards
+        if self.normalize:
+            return self.state_scaler.scale(state), self.reward_scaler.scale(reward)
+        return state, reward
+
     def _termination_loss(self, logits: th.Tensor, data: Transitions) -> th.Tensor:
-        """Cross-entropy in which both classes weigh the same over the data seen; zero while no termination was seen."""
+        """Cross-entropy in which both classes weigh the same over the data seen; zero while no termination was seen.
+
+        :param logits: (N,), or (M, N) of the members of an ensemble, over which the loss is summed
+        """
         of_done, of_alive = self._class_weights()
         balance = th.where(data.dones > 0, of_done, of_alive)
-        loss = F.binary_cross_entropy_with_logits(logits, data.dones, reduction="none") * balance
-        loss = loss.mean() if data.weights is None else loss @ data.weights
-        return loss * (self.seen_dones > 0)
+        dones = data.dones.expand_as(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, dones, reduction="none") * balance
+        return mean_over_rows(loss, data.weights) * (self.seen_dones > 0)
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """One group; the L2 term is the optimizer's weight decay."""
@@ -132,3 +162,9 @@ class LearnedWorldModel(WorldModel):
         if self.weight_decay:
             group["weight_decay"] = self.weight_decay
         return [group]
+
+
+def mean_over_rows(losses: th.Tensor, weights: th.Tensor | None) -> th.Tensor:
+    """Losses of rows (N,), or of members and rows (M, N), averaged over the rows that count and summed over the members."""
+    means = losses.mean(-1) if weights is None else losses @ weights
+    return means if means.dim() == 0 else means.sum()

@@ -71,9 +71,7 @@ class MlpWorldModel(LearnedWorldModel):
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """Next states (N, S), and the raw outputs of the other heads (N, E)."""
         output, others = self._heads(self._inputs(obs, actions))
-        if self.normalize:
-            output = self.state_scaler.unscale(output)
-        return obs + output if self.predict_change else output, others
+        return self._next_obs(obs, output), others
 
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """Squared errors of state and reward (in scaled units where scaled), balanced cross-entropy of termination.
@@ -82,10 +80,7 @@ class MlpWorldModel(LearnedWorldModel):
         are averaged over the state's dimensions, so that the loss does not grow with them.
         """
         output, others = self._heads(self._inputs(data.obs, data.actions))
-        state_target, reward_target = self._state_target(data), data.rewards
-        if self.normalize:
-            state_target = self.state_scaler.scale(state_target)
-            reward_target = self.reward_scaler.scale(reward_target)
+        state_target, reward_target = self._targets(data)
         scale = 1 / self.obs_dim if self.normalize else 1.0
         losses = {"model_state_loss": _squared_error(output, state_target, data.weights, scale)}
         if self.learns_reward:

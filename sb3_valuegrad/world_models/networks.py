@@ -28,10 +28,18 @@ class ParallelMlp(nn.Module):
         self.biases = nn.ParameterList(th.stack([linear.bias.detach()[None] for linear in layer]) for layer in layers)
         self.activation = activation_fn()
 
-    def forward(self, inputs: th.Tensor) -> th.Tensor:
-        """Rows for all members (N, input_dim), or for each its own (M, N, input_dim), to (M, N, output_dim)."""
-        hidden = inputs.expand(self.members, *inputs.shape) if inputs.dim() == 2 else inputs
-        *layers, last = zip(self.biases, self.weights, strict=True)
+    def forward(self, inputs: th.Tensor, members: int | None = None) -> th.Tensor:
+        """Rows for all members (N, input_dim), or for each its own (M, N, input_dim), to (M, N, output_dim).
+
+        :param inputs: the rows
+        :param members: only the first so many; None: all
+        """
+        layers = list(zip(self.biases, self.weights, strict=True))
+        if members is not None and members < self.members:
+            # Views, no copies.
+            layers = [(bias[:members], weight[:members]) for bias, weight in layers]
+        hidden = inputs.expand(len(layers[0][0]), *inputs.shape) if inputs.dim() == 2 else inputs
+        *layers, last = layers
         for bias, weight in layers:
             hidden = self.activation(th.baddbmm(bias, hidden, weight))
         bias, weight = last

@@ -48,6 +48,16 @@ class RunningScaler(nn.Module):
         # And it is predicted to stay: a network's output for it is noise.
         self.spread.copy_(th.where(moves, self.std, 0.0))
 
+    @th.no_grad()
+    def refresh(self, rows: th.Tensor) -> None:
+        """Forget what was seen: statistics of these rows alone, which count as batches of 256 from then on.
+
+        :param rows: (N, dim), a whole data set
+        """
+        self.batches.zero_()
+        self.update(rows)
+        self.batches.fill_(max(len(rows) / 256, 1.0))
+
     def scale(self, rows: th.Tensor) -> th.Tensor:
         """To zero mean and unit deviation."""
         return (rows - self.mean) / self.std
