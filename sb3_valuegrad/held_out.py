@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_valuegrad.observations import FlatObservations
+from sb3_valuegrad.world_models import Transitions
 
 # Held-out data comes in blocks of consecutive steps, so that open-loop predictions can be compared with them.
 BLOCK = 32
@@ -51,18 +52,8 @@ def held_out_segments(
         return None
     window = window[positions].T
 
-    def states(steps: np.ndarray, of: Any) -> th.Tensor:
-        obs: Any
-        if isinstance(buffer, DictReplayBuffer):
-            obs = {key: values[steps, envs] for key, values in of.items()}
-        else:
-            obs = of[steps, envs]
-        obs = env.normalize_obs(obs) if env is not None else obs
-        tensors = {k: th.as_tensor(v) for k, v in obs.items()} if isinstance(obs, dict) else th.as_tensor(obs)
-        return flat.flatten(tensors).to(buffer.device)
-
-    before = th.stack([states(steps, buffer.observations) for steps in window])
-    after = th.stack([states(steps, buffer.next_observations) for steps in window])
+    before = th.stack([_states(buffer, flat, env, buffer.observations, steps, envs) for steps in window])
+    after = th.stack([_states(buffer, flat, env, buffer.next_observations, steps, envs) for steps in window])
     # A second learn() resets the environment without an episode's end: there the next step starts somewhere else.
     follows = (before[1:] == after[:-1]).all(dim=2).all(dim=0)
     if not follows.any():
@@ -71,6 +62,53 @@ def held_out_segments(
     rewards = env.normalize_reward(rewards) if env is not None else rewards
     return (
         th.cat([before[:1], after])[:, follows],
-        th.as_tensor(buffer.actions[window, envs], dtype=th.float32).to(buffer.device)[:, follows],
-        th.as_tensor(rewards, dtype=th.float32).to(buffer.device)[:, follows],
+        _tensor(buffer, buffer.actions[window, envs])[:, follows],
+        _tensor(buffer, rewards)[:, follows],
     )
+
+
+def stored_transitions(
+    buffer: ReplayBuffer, flat: FlatObservations, env: VecNormalize | None, fraction: float
+) -> tuple[Transitions, Transitions]:
+    """Everything in a replay buffer as one-step data, apart what is held out.
+
+    :param fraction: share that is held out: whole stretches, the same that minibatches leave out; single rows at random
+        where the buffer draws its own way
+    :return: to fit, and held out
+    """
+    overlaps = getattr(buffer, "optimize_memory_usage", False) and buffer.full
+    # There s' of the newest step has been overwritten.
+    steps = np.delete(np.arange(buffer.size()), buffer.pos) if overlaps else np.arange(buffer.size())
+    steps, envs = (index.ravel() for index in np.meshgrid(steps, np.arange(buffer.n_envs), indexing="ij"))
+    timeouts = buffer.timeouts[steps, envs] if getattr(buffer, "timeouts", None) is not None else 0
+    rewards = buffer.rewards[steps, envs]
+    following = buffer.observations if getattr(buffer, "optimize_memory_usage", False) else buffer.next_observations
+    after = (steps + 1) % buffer.buffer_size if following is buffer.observations else steps
+    data = Transitions(
+        _states(buffer, flat, env, buffer.observations, steps, envs),
+        _tensor(buffer, buffer.actions[steps, envs]),
+        _tensor(buffer, env.normalize_reward(rewards) if env is not None else rewards),
+        _tensor(buffer, buffer.dones[steps, envs] * (1 - timeouts)),
+        _states(buffer, flat, env, following, after, envs),
+    )
+    held_out = np.random.random(len(steps)) < fraction if draws_its_own_way(buffer) else is_held_out(steps, fraction)
+    apart = th.as_tensor(held_out, device=buffer.device)
+    return Transitions(*(part[~apart] for part in data[:5])), Transitions(*(part[apart] for part in data[:5]))
+
+
+def _states(
+    buffer: ReplayBuffer, flat: FlatObservations, env: VecNormalize | None, of: Any, steps: np.ndarray, envs: np.ndarray
+) -> th.Tensor:
+    """Stored observations at these positions, as the networks see them, flat (N, S)."""
+    obs: Any
+    if isinstance(buffer, DictReplayBuffer):
+        obs = {key: values[steps, envs] for key, values in of.items()}
+    else:
+        obs = of[steps, envs]
+    obs = env.normalize_obs(obs) if env is not None else obs
+    tensors = {k: th.as_tensor(v) for k, v in obs.items()} if isinstance(obs, dict) else th.as_tensor(obs)
+    return flat.flatten(tensors).to(buffer.device)
+
+
+def _tensor(buffer: ReplayBuffer, values: np.ndarray) -> th.Tensor:
+    return th.as_tensor(values, dtype=th.float32).to(buffer.device)

@@ -4,14 +4,7 @@ import inspect
 from numbers import Real
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.noise import ActionNoise
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """:raises ValueError: if ``value`` is not a whole number of at least ``least``"""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
 def check_share(name: str, value: float, most: float = 1.0) -> None:

@@ -20,9 +20,10 @@ from stable_baselines3.td3.policies import Actor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_valuegrad.algorithms.arguments import check_action_noise, check_choice, check_count, check_learning_rate, check_share
+from sb3_valuegrad.algorithms.arguments import check_action_noise, check_choice, check_learning_rate, check_share
 from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm, append
 from sb3_valuegrad.algorithms.targets import ESTIMATORS, Evaluation, mve_value, steve_value, td_k_examples
+from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.gradients import frozen, guarded_step
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import QCritic, ValueGradientPolicy
@@ -52,7 +53,11 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         alone
     :param model_gradient_steps: world-model updates per critic update
     :param model_validation_fraction: share of the replay buffer that the model is not fitted to, for its logged
-        prediction errors; 0: none
+        prediction errors, and to end a fit by; 0: none
+    :param model_fit_freq: environment steps from one fit to convergence to the next, on everything stored (MBPO, MAAC);
+        None: the model learns in step with the critic, from the same minibatches
+    :param model_fit_kwargs: of :func:`~sb3_valuegrad.world_models.fitting.fit`: patience, max_epochs, batch_size
+    :param on_fit_error: what a fit that diverges does: "raise" a ``ValueError``, or "keep" the last good model and go on
     :param max_grad_norm: clip each network's gradient to this norm; None: do not
     :raises ValueError: for arguments out of range, and spaces that value gradients cannot pass through
     """
@@ -91,6 +96,9 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         model_learning_starts: int = 0,
         model_gradient_steps: int = 1,
         model_validation_fraction: float = 0.05,
+        model_fit_freq: int | None = None,
+        model_fit_kwargs: dict[str, Any] | None = None,
+        on_fit_error: str = "raise",
         max_grad_norm: float | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -122,6 +130,9 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             model_learning_starts=model_learning_starts,
             model_gradient_steps=model_gradient_steps,
             model_validation_fraction=model_validation_fraction,
+            model_fit_freq=model_fit_freq,
+            model_fit_kwargs=model_fit_kwargs,
+            on_fit_error=on_fit_error,
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -289,7 +300,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rates()
         losses: Losses = defaultdict(list)
-        self._warm_up_model(batch_size)
+        self._prepare_model(batch_size, losses)
         for _ in range(gradient_steps):
             self._n_updates += 1
             self._gradient_step(batch_size, losses)

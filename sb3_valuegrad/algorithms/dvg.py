@@ -4,9 +4,9 @@ from typing import Any
 
 import torch as th
 
-from sb3_valuegrad.algorithms.arguments import check_count
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
 from sb3_valuegrad.algorithms.model_based import Losses
+from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.rollouts import Rollout, imagine
 
 

@@ -1,4 +1,4 @@
-"""MAAC(H), and by its arguments STEVE-SAC."""
+"""MAAC(H), STEVE-SAC by its arguments, and MBPO."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient
 class MAAC(StochasticValueGradient):
     """Model-augmented actor-critic (Clavera, Fu and Abbeel, ICLR 2020), Algorithm 1.
 
-    The policy ascends the soft value expansion J_H along the all-action path through an ensemble, the critics learn
-    STEVE's targets (sec. 4.3). ``horizon=0`` leaves SAC's actor: STEVE-SAC.
+    The policy ascends the soft value expansion J_H along the all-action path through an ensemble that is fitted to
+    convergence, from real and imagined states; the critics learn STEVE's targets (sec. 4.3). ``horizon=0`` leaves SAC's
+    actor: STEVE-SAC.
 
     :param policy: "MlpPolicy", "MultiInputPolicy" or a subclass of ``StochasticPolicy``
     :param env: Gymnasium environment, its id, or a vector environment
@@ -24,9 +25,42 @@ class MAAC(StochasticValueGradient):
         horizon: int = 3,
         target_estimator: str = "steve",
         target_horizon: int = 2,
+        model_fit_freq: int | None = 250,
+        model_validation_fraction: float = 0.1,
+        real_ratio: float = 0.05,
+        policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(*args, horizon=horizon, target_estimator=target_estimator, target_horizon=target_horizon, **kwargs)
+        super().__init__(
+            *args,
+            horizon=horizon,
+            target_estimator=target_estimator,
+            target_horizon=target_horizon,
+            model_fit_freq=model_fit_freq,
+            model_validation_fraction=model_validation_fraction,
+            real_ratio=real_ratio,
+            policy_kwargs={"world_model_class": "ensemble", **(policy_kwargs or {})},
+            **kwargs,
+        )
         if _init_setup_model:
             self._setup_model()
+
+
+class MBPO(MAAC):
+    """Model-based policy optimization (Janner et al. 2019): MAAC that neither differentiates through its model nor
+    expands values. SAC learns from imagined transitions; only the defaults differ.
+
+    :param policy: "MlpPolicy", "MultiInputPolicy" or a subclass of ``StochasticPolicy``
+    :param env: Gymnasium environment, its id, or a vector environment
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        horizon: int = 0,
+        target_estimator: str = "td",
+        target_horizon: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, horizon=horizon, target_estimator=target_estimator, target_horizon=target_horizon, **kwargs)

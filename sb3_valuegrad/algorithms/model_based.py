@@ -1,19 +1,22 @@
 """An off-policy algorithm with a world model: when it is fitted, to what, and how well it predicts."""
 
+import warnings
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 
-from sb3_valuegrad.algorithms.arguments import check_count, check_share
+from sb3_valuegrad.algorithms.arguments import check_choice, check_share
 from sb3_valuegrad.algorithms.checked import CheckedAlgorithm
 from sb3_valuegrad.diagnostics.model_error import open_loop_errors
+from sb3_valuegrad.errors import FitError, check_count
 from sb3_valuegrad.gradients import guarded_step
-from sb3_valuegrad.held_out import BLOCK, held_out_segments
+from sb3_valuegrad.held_out import BLOCK, held_out_segments, stored_transitions
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.policies import ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, sample_batch
 from sb3_valuegrad.world_models import WorldModel
+from sb3_valuegrad.world_models.fitting import fit
 
 Losses = dict[str, list[th.Tensor]]
 
@@ -41,18 +44,34 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
         model_learning_starts: int = 0,
         model_gradient_steps: int = 1,
         model_validation_fraction: float = 0.05,
+        model_fit_freq: int | None = None,
+        model_fit_kwargs: dict[str, Any] | None = None,
+        on_fit_error: str = "raise",
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.model_learning_starts = model_learning_starts
         self.model_gradient_steps = model_gradient_steps
         self.model_validation_fraction = model_validation_fraction
+        self.model_fit_freq = model_fit_freq
+        self.model_fit_kwargs = model_fit_kwargs
+        self.on_fit_error = on_fit_error
         self._n_model_updates = 0
+        self._last_fit: int | None = None
 
     def _check_model_arguments(self) -> None:
         check_count("model_learning_starts", self.model_learning_starts, 0)
         check_count("model_gradient_steps", self.model_gradient_steps, 1)
         check_share("model_validation_fraction", self.model_validation_fraction, most=0.5)
+        check_choice("on_fit_error", self.on_fit_error, ("raise", "keep"))
+        if self.model_fit_freq is None:
+            return
+        check_count("model_fit_freq", self.model_fit_freq, 1)
+        if self.model_validation_fraction == 0:
+            raise ValueError(
+                "model_validation_fraction=0.0 leaves nothing to stop a fit by; hold out, say, 0.1, or use "
+                "model_fit_freq=None, which fits in step with the critic"
+            )
 
     def _needs_model(self) -> bool:
         """Whether anything would use the world model; it is not trained otherwise."""
@@ -64,9 +83,13 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
     def _model_is_ready(self) -> bool:
         return not self.world_model.is_learned or self._n_model_updates > 0
 
-    def _trains_model(self) -> bool:
+    def _may_fit(self) -> bool:
         has_begun = self._n_model_updates > 0 or self.num_timesteps > self.model_learning_starts
         return has_begun and self.world_model.is_learned and self._needs_model()
+
+    def _trains_model(self) -> bool:
+        """Whether the model learns in step with the critic."""
+        return self.model_fit_freq is None and self._may_fit()
 
     def _sample(self, batch_size: int) -> Batch:
         env, held_out = self._vec_normalize_env, self.model_validation_fraction
@@ -105,11 +128,40 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
             append(losses, self._update_model(self._sample(len(batch.actions))))
         return norm, withheld
 
-    def _warm_up_model(self, batch_size: int) -> None:
-        """Before its first use the world model makes one update for each step that is stored."""
-        if self._n_model_updates == 0 and self._trains_model():
+    def _prepare_model(self, batch_size: int, losses: Losses) -> None:
+        """Before the updates: a fit that is due, or, before its first use, one update for each step that is stored."""
+        if not self._may_fit():
+            return
+        if self.model_fit_freq is not None:
+            if self._last_fit is None or not 0 <= self.num_timesteps - self._last_fit < self.model_fit_freq:
+                self._last_fit = self.num_timesteps
+                self._fit_model(losses)
+                self._on_model_fit()
+        elif self._n_model_updates == 0:
             for _ in range(self.replay_buffer.size() * self.model_gradient_steps):
                 self._update_model(self._sample(batch_size))
+
+    def _fit_model(self, losses: Losses) -> None:
+        """Fit to convergence to everything stored.
+
+        :raises FitError: if it diverged, unless ``on_fit_error="keep"``: then the last good model stays in use
+        """
+        data, validation = stored_transitions(
+            self.replay_buffer, self._flat, self._vec_normalize_env, self.model_validation_fraction
+        )
+        settings = {"max_grad_norm": self.max_grad_norm, **(self.model_fit_kwargs or {})}
+        try:
+            report = fit(self.world_model, data, validation, **settings)
+        except FitError as error:
+            if self.on_fit_error == "raise":
+                raise
+            warnings.warn(f"{error} Training goes on with the model as it was.", stacklevel=2)
+            return
+        self._n_model_updates += report.updates
+        append(losses, {"model_fit_error": report.errors.mean(), "model_fit_epochs": th.tensor(float(report.epochs))})
+
+    def _on_model_fit(self) -> None:
+        """After a fit: what depends on the model is made anew."""
 
     # ---------------------------------------------------------------- what the user sees
 

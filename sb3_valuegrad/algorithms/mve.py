@@ -2,16 +2,21 @@
 
 from typing import Any
 
-from sb3_valuegrad.algorithms.arguments import check_count
+import torch as th
+
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
+from sb3_valuegrad.algorithms.imagination import ImaginingAlgorithm
+from sb3_valuegrad.errors import check_count
+from sb3_valuegrad.rollouts import Policy
 
 
-class MVE(DeterministicValueGradient):
+class MVE(ImaginingAlgorithm, DeterministicValueGradient):
     """Model-based value expansion (Feinberg et al. 2018), Algorithm 1, MVE-DDPG.
 
     The critic's target is the value expansion J_H under the target actor and the target critic (eq. 2), and with the
     TD-k trick the critic learns on every imagined state, too. The actor is DDPG's: it climbs J_0. The world model is
-    never differentiated through. ``horizon=0`` is DDPG.
+    never differentiated through. ``horizon=0`` is DDPG; with ``real_ratio=0.2`` it is the paper's baseline IB, or MA-DDPG
+    (Kalweit and Boedecker 2017), which learns from four imagined transitions beside each real one.
 
     :param policy: "MlpPolicy", "MultiInputPolicy" or a subclass of ``DeterministicPolicy``
     :param env: Gymnasium environment, its id, or a vector environment
@@ -53,5 +58,9 @@ class MVE(DeterministicValueGradient):
     def _expansion_weights(self) -> dict[int, float]:
         return {0: 1.0}
 
-    def _needs_model(self) -> bool:
-        return self.horizon > 0
+    def _behaviour(self) -> Policy:
+        def policy(obs: th.Tensor) -> th.Tensor:
+            actions = self._policy(obs)
+            return (actions + self.imagined_action_noise * th.randn_like(actions)).clamp(-1, 1)
+
+        return policy

@@ -11,15 +11,17 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor
 
-from sb3_valuegrad.algorithms.arguments import check_count
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
+from sb3_valuegrad.algorithms.imagination import ImaginingAlgorithm
 from sb3_valuegrad.algorithms.targets import Evaluation, expand
+from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.gradients import guarded_step
 from sb3_valuegrad.policies import StochasticPolicy
 from sb3_valuegrad.returns import value_expansions
+from sb3_valuegrad.rollouts import Policy
 
 
-class StochasticValueGradient(ValueGradientAlgorithm):
+class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
     """A squashed Gaussian policy ascends the soft value expansion J_H along the all-action path, sampled by
     reparameterisation, under SAC's temperature. ``horizon=0`` is SAC.
 
@@ -29,7 +31,8 @@ class StochasticValueGradient(ValueGradientAlgorithm):
     :param target_update_interval: critic updates per target update
     :param n_samples: sampled rollouts per start state in the policy's objective
 
-    The other parameters are those of :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`.
+    The other parameters are those of :class:`~sb3_valuegrad.algorithms.imagination.ImaginingAlgorithm` and
+    :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`.
     """
 
     critic_loss_scale: ClassVar[float] = 0.5
@@ -107,6 +110,9 @@ class StochasticValueGradient(ValueGradientAlgorithm):
         actions, log_probs = self.actor.action_log_prob(obs)
         values = th.cat(self.critic_target(obs, actions), dim=1).amin(dim=1, keepdim=True)
         return values - self._alpha() * log_probs[:, None]
+
+    def _behaviour(self) -> Policy:
+        return self._policy
 
     def _evaluation(self) -> Evaluation:
         return Evaluation(self._policy, partial(self._values, self.critic_target), self._alpha())
