@@ -322,7 +322,8 @@ class ValueGradientAlgorithm(OffPolicyAlgorithm):
             self.world_model.observe(batch.transitions)
             self.world_model.updates += 1
         parts = self.world_model.losses(batch.transitions)
-        return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
+        first, *others = parts.values()
+        return {**parts, "model_loss": sum(others, start=first)}
 
     def _update_model(self, batch: Batch) -> dict[str, th.Tensor]:
         """One step of the world model alone."""

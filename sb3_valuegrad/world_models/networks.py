@@ -31,7 +31,9 @@ class ParallelMlp(nn.Module):
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """Rows for all members (N, input_dim), or for each its own (M, N, input_dim), to (M, N, output_dim)."""
         hidden = inputs.expand(self.members, *inputs.shape) if inputs.dim() == 2 else inputs
-        *layers, last = zip(self.biases, self.weights, strict=True)
+        # The lists' own iterators look each parameter up by its name, which costs as much as a small layer.
+        biases, weights = self.biases._parameters.values(), self.weights._parameters.values()
+        *layers, last = zip(biases, weights, strict=True)
         for bias, weight in layers:
             hidden = self.activation(th.baddbmm(bias, hidden, weight))
         bias, weight = last
