@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch as th
 
+KERNELS = {th.optim.Adam: th._fused_adam_, th.optim.AdamW: th._fused_adamw_}
+
 
 @contextmanager
 def frozen(parameters: Iterable[th.nn.Parameter]) -> Iterator[None]:
@@ -44,19 +46,72 @@ def guarded_step(
     # the fused CPU kernels of torch 2.13 silently take for the parameters'.
     loss.backward()
     trained = [[p for group in o.param_groups for p in group["params"] if p.grad is not None] for o in optimizers]
-    norms = th.stack(th._foreach_norm([p.grad for parameters in trained for p in parameters]))
-    totals = [th.linalg.vector_norm(part) for part in norms.split([len(parameters) for parameters in trained])]
-    withheld = ~th.isfinite(norms.sum() + loss.detach())
+    norms = [_norm(parameters) for parameters in trained]
+    # Zero times what is not finite is NaN, which differs from zero: two kernels, where isfinite takes four.
+    withheld = th.ne(sum(norms, start=loss.detach()) * 0, 0)
     if after is not None:
         withheld = withheld | after
-    for optimizer, parameters, norm in zip(optimizers, trained, totals, strict=True):
+    applied = (~withheld).float()
+    for optimizer, parameters, norm in zip(optimizers, trained, norms, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if all(group.get("fused") for group in optimizer.param_groups):
-            optimizer.found_inf = withheld.float()  # type: ignore[attr-defined]
-            optimizer.step()
+            _fused_step(optimizer, parameters, applied)
         elif not withheld:
             optimizer.step()
         for parameter in parameters:
             parameter.grad = None
-    return totals, withheld
+    return norms, withheld
+
+
+def _norm(parameters: Sequence[th.Tensor]) -> th.Tensor:
+    """The gradient's norm; one kernel after a copy costs less than one for each of a few small tensors."""
+    flat = [parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None]
+    return th.linalg.vector_norm(th.cat(flat)) if flat else th.zeros(())
+
+
+@th.no_grad()
+def _fused_step(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], applied: th.Tensor) -> None:
+    """``optimizer.step()`` where ``applied`` is 1, nothing where it is 0.
+
+    For small networks most of Adam's own ``step`` is preparation in Python. The kernel is called directly where that
+    means the same; the first step, which makes the moments, is always the optimizer's own.
+    """
+    states = [optimizer.state[parameter] for parameter in parameters]
+    kernel = KERNELS.get(type(optimizer))
+    if kernel is None or not states or not all(states) or not _is_plain(optimizer):
+        optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        return
+    group = optimizer.param_groups[0]
+    steps = [state["step"] for state in states]
+    th._foreach_add_(steps, [applied] * len(steps))
+    kernel(
+        parameters,
+        [parameter.grad for parameter in parameters if parameter.grad is not None],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        steps,
+        **{name: group[name] for name in ("lr", "weight_decay", "eps", "maximize", "amsgrad")},
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        grad_scale=None,
+        found_inf=1 - applied,
+    )
+
+
+def _is_plain(optimizer: th.optim.Optimizer) -> bool:
+    """One group of parameters on the CPU, a learning rate that is a number, and no hooks (nor a step wrapped by one of
+    PyTorch's schedulers)."""
+    group = optimizer.param_groups[0]
+    return (
+        len(optimizer.param_groups) == 1
+        and not group["amsgrad"]
+        and isinstance(group["lr"], float)
+        and group["params"][0].device.type == "cpu"
+        and "step" not in vars(optimizer)
+        and not optimizer._optimizer_step_pre_hooks
+        and not optimizer._optimizer_step_post_hooks
+    )

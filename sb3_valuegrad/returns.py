@@ -20,6 +20,13 @@ def discounts(gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dty
         return th.tensor(rows, dtype=dtype, device=device)
 
 
+@lru_cache(maxsize=256)
+def constants(numbers: tuple[float, ...], dtype: th.dtype, device: th.device) -> th.Tensor:
+    """A vector of numbers that stay the same over a run, made once."""
+    with th.inference_mode(False):
+        return th.tensor(numbers, dtype=dtype, device=device)
+
+
 def contiguous(numbers: Sequence[int]) -> slice | list[int]:
     """An index for these rows; a slice, which copies nothing, where they are in sequence."""
     chosen = list(numbers)

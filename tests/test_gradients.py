@@ -1,6 +1,8 @@
 """The two tools of every gradient step, and what a run does when something is not finite."""
 
 import copy
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +289,42 @@ def test_an_exploding_model_stops_the_actor_alone() -> None:
     names = changed(agent.policy, before)
     assert any(name.startswith("critic.") for name in names)
     assert not any(name.startswith(("actor", "world_model")) for name in names)
+
+
+@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.AdamW])
+def test_the_direct_kernel_is_the_optimizers_own_step(optimizer_class: Any) -> None:
+    """Parameters, moments and step counts are the same bits, through a withheld step and a change of the rate."""
+    net = network()
+    reference = copy.deepcopy(net)
+    optimizer, expected = (
+        optimizer_class(n.parameters(), lr=1e-2, weight_decay=1e-2, betas=(0.8, 0.9), eps=1e-6, fused=True)
+        for n in (net, reference)
+    )
+    for scale in (1.0, 2.0, float("nan"), 3.0, 1e-2):
+        for group in (*optimizer.param_groups, *expected.param_groups):
+            group["lr"] *= 0.5
+        step(net, optimizer, scale)
+        if math.isfinite(scale):
+            expected.zero_grad()
+            loss_of(reference, scale).backward()
+            expected.step()
+        assert all(th.equal(a, b) for a, b in zip(net.parameters(), reference.parameters(), strict=True))
+        for own, other in zip(optimizer.state.values(), expected.state.values(), strict=True):
+            assert all(th.equal(own[name], other[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_hooks_and_schedulers_of_the_optimizer_are_called() -> None:
+    net = network()
+    optimizer = th.optim.Adam(net.parameters(), lr=1e-2, fused=True)
+    calls = []
+    handle = optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
+    step(net, optimizer)
+    step(net, optimizer)
+    assert calls == ["hook", "hook"]
+    handle.remove()
+    scheduler = th.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns where the scheduler steps and the optimizer has not
+        step(net, optimizer)
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 5e-3

@@ -262,7 +262,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
     def _backup(self, batch: Batch, next_value: th.Tensor) -> th.Tensor:
         """``r + (1 - d) gamma V(s')``, (N, 1)."""
         discounts = self.gamma if batch.discounts is None else batch.discounts
-        return batch.rewards + (1 - batch.dones) * discounts * next_value
+        return th.addcmul(batch.rewards, 1 - batch.dones, discounts * next_value)
 
     def _next_value(self, batch: Batch) -> th.Tensor:
         """What the critic's target takes the next state to be worth, (N, 1)."""

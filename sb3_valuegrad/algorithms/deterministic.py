@@ -15,7 +15,7 @@ from sb3_valuegrad.algorithms.targets import Evaluation
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.policies import DeterministicPolicy
 from sb3_valuegrad.replay import Batch
-from sb3_valuegrad.returns import contiguous, value_expansions
+from sb3_valuegrad.returns import constants, contiguous, value_expansions
 from sb3_valuegrad.rollouts import Rollout, imagine
 
 
@@ -109,8 +109,10 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
 
     def _value(self, rollout: Rollout, horizons: list[int]) -> th.Tensor:
         """Q(s_k, a_k) for each k of ``horizons``, (K, N), by one evaluation of the first critic."""
-        rows = contiguous(horizons)
-        obs, actions = rollout.obs[rows], rollout.actions[rows]
+        obs, actions = rollout.obs, rollout.actions
+        if len(horizons) < len(obs):  # a slice of everything is not free: its gradient fills a block with zeros
+            rows = contiguous(horizons)
+            obs, actions = obs[rows], actions[rows]
         # A features extractor shared with the critic is the actor's, and learns from the first action only.
         with frozen(self._actor_parameters if self.policy.share_features_extractor else []):
             return self.critic.q1(self._flat.unflatten(obs.flatten(0, 1)), actions.flatten(0, 1)).view(len(obs), -1)
@@ -121,7 +123,7 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         rollout = imagine(self.world_model, self._policy, obs, horizons[-1], later_policy=self._frozen_policy)
         values = self._value(rollout, horizons)
         expansions = value_expansions(rollout.rewards, rollout.alive, values, self.gamma, horizons)
-        return (expansions.new_tensor([weights[k] for k in horizons]) @ expansions).mean()
+        return constants(tuple(weights[k] for k in horizons), values.dtype, values.device).dot(expansions.mean(1))
 
     def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         weights = self._expansion_weights() if self._model_is_ready else {0: 1.0}

@@ -101,7 +101,8 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
             self.world_model.updates += 1
         self._n_model_updates += 1
         parts = self.world_model.losses(batch.transitions)
-        return {**parts, "model_loss": sum(parts.values(), start=th.zeros((), device=self.device))}
+        first, *others = parts.values()
+        return {**parts, "model_loss": sum(others, start=first)}
 
     def _update_model(self, batch: Batch) -> dict[str, th.Tensor]:
         """One step of the world model alone."""

@@ -66,7 +66,11 @@ class MlpWorldModel(LearnedWorldModel):
             # One split: its gradient is one concatenation, that of two slices two blocks of zeros and a sum.
             state, others = output.split([self.obs_dim, output.shape[1] - self.obs_dim], dim=1)
             return state, others
-        return output[0], output[1:, :, 0].t()
+        # Unbound, not indexed: its gradient is one stack, that of an index a block of zeros and a sum.
+        state, *others = output.unbind()
+        if not others:
+            return state, output.new_empty(len(state), 0)
+        return state, others[0][:, :1] if len(others) == 1 else th.stack([other[:, 0] for other in others], dim=1)
 
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """Next states (N, S), and the raw outputs of the other heads (N, E)."""
@@ -94,5 +98,5 @@ def _squared_error(output: th.Tensor, target: th.Tensor, weights: th.Tensor | No
     """``scale * ||output - target||^2``, averaged over the rows that count."""
     if weights is None:
         return F.mse_loss(output, target, reduction="sum") * (scale / len(target))
-    errors = (output - target).square()
+    errors = F.mse_loss(output, target, reduction="none")
     return (errors if errors.dim() == 1 else errors.sum(1)) @ weights * scale

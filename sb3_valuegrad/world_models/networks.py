@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch as th
 from torch import nn
@@ -34,7 +35,9 @@ class ParallelMlp(nn.Module):
         :param inputs: the rows
         :param members: only the first so many; None: all
         """
-        layers = list(zip(self.biases, self.weights, strict=True))
+        # The lists' own iterators look each parameter up by its name, which costs as much as a small layer.
+        biases, weights = (cast(dict[str, th.Tensor], part._parameters) for part in (self.biases, self.weights))
+        layers = list(zip(biases.values(), weights.values(), strict=True))
         if members is not None and members < self.members:
             # Views, no copies.
             layers = [(bias[:members], weight[:members]) for bias, weight in layers]
