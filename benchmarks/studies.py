@@ -49,11 +49,16 @@ def zoo(algorithm: str, env: str, preset: str = "", **changes: Any) -> tuple[str
 
 
 def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The paper's DVPG, DVG and DDPG: the same networks, noise, learning rates and seeds."""
+    """The paper's DVPG, DVG and DDPG: the same networks, noise, learning rates and seeds. And its DVPG with one thing
+    changed: the model's inputs and targets are on unit scale, and it predicts the change of the state."""
+    algorithm, scaled = zoo("DVPG", env, "paper/")
+    model = {**scaled["policy_kwargs"]["world_model_kwargs"], "normalize": True, "predict_change": True, "weight_decay": 0.0}
+    scaled = {**scaled, "policy_kwargs": {**scaled["policy_kwargs"], "world_model_kwargs": model}}
     return {
         "DVPG": zoo("DVPG", env, "paper/"),
         "DVG": zoo("DVG", env, "paper/"),
         "DDPG (horizon 0)": zoo("DVG", env, "paper/", horizon=0),
+        "DVPG (scaled model)": (algorithm, scaled),
     }
 
 
