@@ -92,6 +92,9 @@ def stored_transitions(
         _states(buffer, flat, env, following, after, envs),
     )
     held_out = np.random.random(len(steps)) < fraction if draws_its_own_way(buffer) else is_held_out(steps, fraction)
+    if fraction > 0 and not held_out.any():
+        # The first block that is held out is not there yet: the newest steps stand in for it.
+        held_out[-max(round(fraction * len(steps)), 1) :] = True
     apart = th.as_tensor(held_out, device=buffer.device)
     return Transitions(*(part[~apart] for part in data[:5])), Transitions(*(part[apart] for part in data[:5]))
 
