@@ -66,7 +66,13 @@ def studies() -> dict[str, Study]:
     cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
     pendulum, cart = "Pendulum-v1", "InvertedPendulum-v5"
     return {
-        "halfcheetah": Study(cheetah, 50_000, 2_500, {"DVPG": ("DVPG", {}), **BASELINES}),
+        "halfcheetah": Study(
+            cheetah,
+            50_000,
+            2_500,
+            # What of it is the value gradient's, and what the networks'?
+            {"DVPG": ("DVPG", {}), "DVPG's networks, horizon 0": ("DVG", {"horizon": 0}), **BASELINES},
+        ),
         "halfcheetah-paper": Study(cheetah, 50_000, 2_500, paper(cheetah)),
         "pendulum": Study(
             pendulum, 5_000, 500, {"DVPG": zoo("DVPG", pendulum), "DVG": zoo("DVG", pendulum)}, eval_episodes=10
