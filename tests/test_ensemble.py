@@ -15,7 +15,7 @@ from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.rollouts import imagine
 from sb3_valuegrad.world_models import GaussianEnsemble, MlpWorldModel, Transitions, get_world_model_class
-from sb3_valuegrad.world_models.ensemble import MAX_LOG_VAR, MIN_LOG_VAR, bounded, negative_log_likelihood
+from sb3_valuegrad.world_models.gaussian import MAX_LOG_VAR, MIN_LOG_VAR, bounded, negative_log_likelihood
 
 
 def ending(rows: int, seed: int = 0) -> Transitions:

@@ -1,23 +1,16 @@
 """Ensemble of Gaussian networks: what is not known of the dynamics, and what is random in them."""
 
-import math
 from typing import Any
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.rollouts import Dynamics
 from sb3_valuegrad.world_models.base import Step, Transitions
+from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction, mean_over_rows
 from sb3_valuegrad.world_models.networks import ParallelMlp
-
-# Bounds of the predicted log-variances, in scaled units. A network that predicts the mean of its targets has log-variance
-# 0, so there is no use for much more; below exp(-10), a standard deviation of 0.7%, noise is smaller than the error of
-# the mean, and the likelihood would weigh such rows without limit. Fixed, where PETS learns them: learned bounds need a
-# penalty of their own, and drift with it.
-MIN_LOG_VAR, MAX_LOG_VAR = -10.0, 0.5
 
 
 class GaussianEnsemble(LearnedWorldModel):
@@ -176,17 +169,6 @@ class _ByMember:
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """The ensemble's own: the hint holds each row's elite's outputs."""
         return self.model.outcome(obs, actions, next_obs, hint)
-
-
-def bounded(log_var: th.Tensor) -> th.Tensor:
-    """Softly clamped to [-10, 0.5] (exceeded by less than 3e-5): the gradient never vanishes for good (PETS, app. A.1)."""
-    log_var = MAX_LOG_VAR - F.softplus(MAX_LOG_VAR - log_var)
-    return MIN_LOG_VAR + F.softplus(log_var - MIN_LOG_VAR)
-
-
-def negative_log_likelihood(mean: th.Tensor, log_var: th.Tensor, target: th.Tensor) -> th.Tensor:
-    """``(mean - target)^2 / (2 var) + log var / 2 + log(2 pi) / 2``, elementwise."""
-    return 0.5 * ((mean - target).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))
 
 
 def _shuffled(rows: int, members: int, device: th.device) -> th.Tensor:
