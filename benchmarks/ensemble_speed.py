@@ -1,5 +1,7 @@
 """What the Gaussian ensemble costs: 7 networks of 4 x 200 SiLU units, HalfCheetah's sizes, on one thread.
 
+A termination is learned beside them (7 networks of 2 x 64), although HalfCheetah has none.
+
     python benchmarks/ensemble_speed.py               # the table, and results/ensemble_speed.csv
     python benchmarks/ensemble_speed.py --repeats 3   # a quick look
     python benchmarks/ensemble_speed.py --mbrl        # beside mbrl-lib 0.2.0, if that can be imported
@@ -88,7 +90,8 @@ def training(repeats: int) -> list[list[Any]]:
         repeats,
     )
     # Of all networks; a bias is no product.
-    flops = 3 * 2 * BATCH * sum(weight.numel() for weight in model.network.weights)
+    weights_of_all = [*model.network.weights, *model.done_network.weights]
+    flops = 3 * 2 * BATCH * sum(weight.numel() for weight in weights_of_all)
     rates = {"mm": 2 * 1024**3 / seconds["mm"], "bmm": 2 * 7 * BATCH * 200**2 / seconds["bmm"]}
     reference = max(rates.values())
     table = [[f"matrix product: {name}", f"{rate / 1e9:.1f} GFLOP/s", ""] for name, rate in rates.items()]
