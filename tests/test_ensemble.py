@@ -9,13 +9,13 @@ import pytest
 import torch as th
 from small_models import seeded
 from test_world_models import A, S, alone, data, known_end, known_reward
-from tiny import same, snapshot, tiny
+from tiny import PointEnv, same, snapshot, tiny
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.rollouts import imagine
 from sb3_valuegrad.world_models import GaussianEnsemble, MlpWorldModel, Transitions, get_world_model_class
-from sb3_valuegrad.world_models.ensemble import MAX_LOG_VAR, MIN_LOG_VAR, bounded, negative_log_likelihood
+from sb3_valuegrad.world_models.gaussian import MAX_LOG_VAR, MIN_LOG_VAR, bounded, negative_log_likelihood
 
 
 def ending(rows: int, seed: int = 0) -> Transitions:
@@ -60,7 +60,8 @@ def test_the_ensemble_equals_separate_networks(normalize: bool, predict_change: 
     for member in range(4):
         raw = th.cat([obs, actions], dim=1)
         raw = (raw - model.input_scaler.mean) / model.input_scaler.std if normalize else raw
-        mean, _, reward, _, logit = alone(model.network, member)(raw).split([S, S, 1, 1, 1], dim=1)
+        mean, _, reward, _ = alone(model.network, member)(raw).split([S, S, 1, 1], dim=1)
+        logit = alone(model.done_network, member)(raw)
         if normalize:
             mean = model.state_scaler.mean + mean * model.state_scaler.std
             reward = model.reward_scaler.mean + reward * model.reward_scaler.std
@@ -136,7 +137,7 @@ def test_losses_are_the_likelihood_of_the_samples() -> None:
 
 def deviation(model: GaussianEnsemble, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
     """The standard deviation that an ensemble of one network predicts, (N, S)."""
-    _, log_var, _ = model._split(model.network(model._inputs(obs, actions)))
+    _, log_var, _ = model._split(model._outputs(model._inputs(obs, actions)))
     return bounded(log_var[0]).exp().sqrt() * model.state_scaler.std
 
 
@@ -345,7 +346,7 @@ ENSEMBLE = {"world_model_class": "ensemble", "world_model_kwargs": {"net_arch": 
 @pytest.mark.parametrize("member_draw", ["step", "rollout"])
 def test_algorithms_train_with_it(algorithm: Any, member_draw: str) -> None:
     kwargs = {**ENSEMBLE["world_model_kwargs"], "member_draw": member_draw}  # type: ignore[dict-item]
-    model = tiny(algorithm=algorithm, policy_kwargs={**ENSEMBLE, "world_model_kwargs": kwargs})
+    model = tiny(PointEnv(terminates=True), algorithm, policy_kwargs={**ENSEMBLE, "world_model_kwargs": kwargs})
     before = snapshot(model)
     model.learn(60)
     after = snapshot(model)

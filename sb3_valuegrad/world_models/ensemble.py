@@ -1,23 +1,19 @@
 """Ensemble of Gaussian networks: what is not known of the dynamics, and what is random in them."""
 
-import math
 from typing import Any
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.rollouts import Dynamics
 from sb3_valuegrad.world_models.base import Step, Transitions
+from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction, mean_over_rows
 from sb3_valuegrad.world_models.networks import ParallelMlp
 
-# Bounds of the predicted log-variances, in scaled units. A network that predicts the mean of its targets has log-variance
-# 0, so there is no use for much more; below exp(-10), a standard deviation of 0.7%, noise is smaller than the error of
-# the mean, and the likelihood would weigh such rows without limit. Fixed, where PETS learns them: learned bounds need a
-# penalty of their own, and drift with it.
-MIN_LOG_VAR, MAX_LOG_VAR = -10.0, 0.5
+# Units of the hidden layers of the networks that predict termination.
+DONE_ARCH = (64, 64)
 
 
 class GaussianEnsemble(LearnedWorldModel):
@@ -31,7 +27,7 @@ class GaussianEnsemble(LearnedWorldModel):
 
     :param obs_dim: S, length of a flat observation
     :param action_dim: A, number of actions
-    :param net_arch: units of each hidden layer
+    :param net_arch: units of each hidden layer; a learned termination has small networks of its own (64, 64)
     :param activation_fn: smooth ones (SiLU) give smoother value gradients
     :param n_members: M, number of networks
     :param n_elites: E, how many of them predict
@@ -76,10 +72,19 @@ class GaussianEnsemble(LearnedWorldModel):
         super().__init__(obs_dim, action_dim, normalize, predict_change, weight_decay, reward_fn, termination)
         self.n_members, self.members = int(n_members), int(n_elites)
         self.member_draw, self.deterministic, self.bootstrap = member_draw, deterministic, bootstrap
-        # Mean and log-variance of the state, mean and log-variance of the reward, log-odds of the termination.
-        self.other_outputs = 2 * int(self.learns_reward) + int(self.learns_termination)
-        outputs = 2 * obs_dim + self.other_outputs
-        self.network = ParallelMlp(self.n_members, obs_dim + action_dim, outputs, net_arch, activation_fn)
+        # Mean and log-variance of the state, mean and log-variance of the reward; log-odds of the termination.
+        inputs, outputs = obs_dim + action_dim, 2 * obs_dim + 2 * int(self.learns_reward)
+        self.other_outputs = outputs - 2 * obs_dim + int(self.learns_termination)
+        self.network = ParallelMlp(self.n_members, inputs, outputs, net_arch, activation_fn)
+        if self.learns_termination:
+            # Not a head of the same network: the likelihood's gradient grows as the variances shrink, and on a nearly
+            # deterministic system nothing of the network would be left for a head (Brier score 3.4 times the MLP model's).
+            self.done_network = ParallelMlp(self.n_members, inputs, 1, DONE_ARCH, activation_fn)
+
+    def _outputs(self, inputs: th.Tensor, members: int | None = None) -> th.Tensor:
+        """Raw outputs of all heads, as :class:`ParallelMlp` takes and gives them."""
+        output = self.network(inputs, members)
+        return th.cat([output, self.done_network(inputs, members)], dim=2) if self.learns_termination else output
 
     def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Raw outputs to the state's mean and raw log-variance (..., S), and those of the other heads (..., X)."""
@@ -111,12 +116,12 @@ class GaussianEnsemble(LearnedWorldModel):
         """
         if seats is None:
             blocks = inputs.view(self.members, -1, inputs.shape[1])
-            return self.network(blocks, self.members).flatten(0, 1)
+            return self._outputs(blocks, self.members).flatten(0, 1)
         width = -(-len(inputs) // self.members)
         # The last few seats may stay empty: some row fills in, whose output there nobody reads.
         rows = seats.new_zeros(self.members * width).index_copy_(0, seats, th.arange(len(seats), device=seats.device))
         blocks = inputs.index_select(0, rows).view(self.members, width, -1)
-        return self.network(blocks, self.members).flatten(0, 1).index_select(0, seats)
+        return self._outputs(blocks, self.members).flatten(0, 1).index_select(0, seats)
 
     def by_member(self) -> Dynamics:
         """The model with its rows in equal blocks, one an elite."""
@@ -126,12 +131,12 @@ class GaussianEnsemble(LearnedWorldModel):
         """Every elite's reward of all rows, (E, N); of a known reward one row, (1, N)."""
         if self.reward_fn is not None:
             return self.reward_fn(obs, actions, next_obs)[None]
-        _, _, others = self._split(self.network(self._inputs(obs, actions), self.members))
-        return self._reward(others[..., 0])
+        output = self.network(self._inputs(obs, actions), self.members)
+        return self._reward(output[..., 2 * self.obs_dim])
 
     def member_predictions(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """What every network expects of all rows: next states (M, N, S), rewards and chances of termination (M, N)."""
-        mean, _, others = self._split(self.network(self._inputs(obs, actions)))
+        mean, _, others = self._split(self._outputs(self._inputs(obs, actions)))
         next_obs, count = self._next_obs(obs, mean), self.n_members
         rows = [part.expand(count, *part.shape[-2:]).flatten(0, 1) for part in (obs, actions, next_obs, others)]
         rewards, dones = self.outcome(*rows)
@@ -147,7 +152,7 @@ class GaussianEnsemble(LearnedWorldModel):
 
         :param data: rows for all networks (N, ...), or for each its own (M, N, ...)
         """
-        mean, log_var, others = self._split(self.network(self._inputs(data.obs, data.actions)))
+        mean, log_var, others = self._split(self._outputs(self._inputs(data.obs, data.actions)))
         state, reward = self._targets(data)
         of_state = negative_log_likelihood(mean, bounded(log_var), state).mean(-1)
         losses = {"model_state_loss": mean_over_rows(of_state, data.weights)}
@@ -176,17 +181,6 @@ class _ByMember:
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """The ensemble's own: the hint holds each row's elite's outputs."""
         return self.model.outcome(obs, actions, next_obs, hint)
-
-
-def bounded(log_var: th.Tensor) -> th.Tensor:
-    """Softly clamped to [-10, 0.5] (exceeded by less than 3e-5): the gradient never vanishes for good (PETS, app. A.1)."""
-    log_var = MAX_LOG_VAR - F.softplus(MAX_LOG_VAR - log_var)
-    return MIN_LOG_VAR + F.softplus(log_var - MIN_LOG_VAR)
-
-
-def negative_log_likelihood(mean: th.Tensor, log_var: th.Tensor, target: th.Tensor) -> th.Tensor:
-    """``(mean - target)^2 / (2 var) + log var / 2 + log(2 pi) / 2``, elementwise."""
-    return 0.5 * ((mean - target).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))
 
 
 def _shuffled(rows: int, members: int, device: th.device) -> th.Tensor:
