@@ -13,8 +13,8 @@ from sb3_valuegrad.replay import Batch
 from sb3_valuegrad.rollouts import Policy
 from sb3_valuegrad.world_models import WorldModel
 
-# Rows in one imagined batch: small enough for the caches.
-CHUNK = 1000
+# Rows in one imagined batch: small enough for the caches (measured, benchmarks/ensemble_speed.py).
+CHUNK = 4000
 
 
 class ImaginedBuffer(nn.Module):
