@@ -9,13 +9,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from tiny import PointEnv
 
-from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad import DVG, DVPG, MAAC, MVE
 from sb3_valuegrad.world_models import MlpWorldModel
 
 NETS = {"net_arch": [64, 64], "world_model_kwargs": {"net_arch": [64, 64]}}
 
 
-@pytest.mark.parametrize("algorithm", [DVG, DVPG])
+@pytest.mark.parametrize("algorithm", [DVG, DVPG, MVE])
 def test_identity(algorithm: Any) -> None:
     """SB3's own learning test of its continuous algorithms, with its budget: repeat what you see, 100 times."""
     env = IdentityEnvBox(eps=0.5)
@@ -35,6 +35,19 @@ def test_drive_to_the_origin(kwargs: dict[str, Any]) -> None:
     reward: Any = evaluate_policy(model, env, n_eval_episodes=20)[0]
     # Standing still costs 2/3 a step on average, 13.3 in all; full speed to the origin, by simulation, 0.6.
     assert reward > -1
+
+
+@pytest.mark.parametrize("kwargs", [{"horizon": 2}, {"horizon": 2, "model_fit_freq": None, "real_ratio": 1.0}], ids=str)
+def test_maac_drives_to_the_origin(kwargs: dict[str, Any]) -> None:
+    """With fits to convergence and imagined data, and without."""
+    env = Monitor(PointEnv(length=20))
+    small = {"net_arch": [64, 64], "world_model_kwargs": {"net_arch": [32, 32], "n_members": 3, "n_elites": 2}}
+    fits = {"max_epochs": 20, "batch_size": 64}
+    model = MAAC("MlpPolicy", env, learning_rate=1e-3, learning_starts=100, batch_size=64, seed=0, ent_coef=0.01,
+                 policy_kwargs=small, model_fit_kwargs=fits, **kwargs).learn(500)  # fmt: skip
+    env.reset(seed=1)
+    reward: Any = evaluate_policy(model, env, n_eval_episodes=20)[0]
+    assert reward > -2  # see above
 
 
 def test_the_world_model_learns_pendulum() -> None:
