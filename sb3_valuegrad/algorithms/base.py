@@ -4,6 +4,8 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -46,7 +48,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
     :param horizon: imagined steps in the policy's objective; 0: none
     :param target_estimator: what the critic's target takes the next state to be worth: "td", the target critic's word;
         "mve", the value expansion J_H (Feinberg et al. 2018); "td-k", that, and the critic learns on the imagined
-        states, too; "steve", all of J_0 .. J_H weighted by their certainty over an ensemble (Buckman et al. 2018)
+        states, too; "steve", all of J_0 .. J_H weighted by their certainty over the ensemble's members and the critics
+        (Buckman et al. 2018); "steve-crossed", also over all pairs of members for states and rewards, which is slow
     :param target_horizon: H, the imagined steps in the critic's target
     :param model_learning_starts: environment steps before the world model learns. It then first makes one update for
         each step that is stored, so that the policy never meets an untrained model; until then the policy follows the critic
@@ -268,7 +271,12 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         """What the critic's target takes the next state to be worth, (N, 1)."""
         if self.target_estimator == "td" or not self._model_is_ready:
             return self._state_value(batch.next_observations)
-        estimate = steve_value if self.target_estimator == "steve" else mve_value
+        estimate = {
+            "mve": mve_value,
+            "td-k": mve_value,
+            "steve": steve_value,
+            "steve-crossed": partial(steve_value, crossed=True),
+        }[self.target_estimator]
         obs = self._flat.flatten(batch.next_observations)
         return estimate(self.world_model, self._evaluation(), obs, self.target_horizon, self.gamma)[:, None]
 

@@ -12,7 +12,7 @@ from sb3_valuegrad.returns import steve, td_k_targets, value_expansions
 from sb3_valuegrad.rollouts import Policy, Rollout, imagine
 from sb3_valuegrad.world_models import WorldModel
 
-ESTIMATORS = ("td", "mve", "td-k", "steve")
+ESTIMATORS = ("td", "mve", "td-k", "steve", "steve-crossed")
 
 
 class Evaluation(NamedTuple):
@@ -66,12 +66,19 @@ def td_k_examples(
     return rollout, td_k_targets(rewards, rollout.alive, values.amin(0)[0], gamma)
 
 
-def steve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
-    """STEVE over all combinations of a member's states, a member's rewards and a critic (Buckman et al. 2018), (N,)."""
+def steve_value(
+    model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float, crossed: bool = False
+) -> th.Tensor:
+    """STEVE over all combinations of a member and a critic (Buckman et al. 2018), (N,).
+
+    :param crossed: combine the states of one member with the rewards of every other, too, as the paper does with reward
+        networks of their own. Ours come from the same network as the states, so that this costs ``members`` times as much
+    """
     members, rows = model.members, len(obs)
     rollout, rewards, values = expand(model, target, obs.repeat(members, 1), horizon, slice(None), split=True)
     of_values = _expansions(th.zeros_like(rewards)[None], rollout.alive, values, gamma)
-    of_rewards = _expansions(_crossed_rewards(model, rollout, rewards), rollout.alive, th.zeros_like(values[:1]), gamma)
+    all_rewards = _crossed_rewards(model, rollout, rewards) if crossed else rewards[None]
+    of_rewards = _expansions(all_rewards, rollout.alive, th.zeros_like(values[:1]), gamma)
     # (H + 1, rewards' members, critics, states' members, N): every combination is one estimate.
     expansions = of_rewards[:, :, None] + of_values[:, None]
     return steve(expansions.view(horizon + 1, -1, rows))
