@@ -14,9 +14,7 @@ from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNo
 from tiny import PointEnv, same, snapshot, tiny
 from torch import nn
 
-from sb3_valuegrad import DVPG
-from sb3_valuegrad.algorithms.maac import MAAC
-from sb3_valuegrad.algorithms.mve import MVE
+from sb3_valuegrad import DVPG, MAAC, MVE
 from sb3_valuegrad.exploration import AdaptiveParameterNoise, action_distance, perturbed
 
 

@@ -20,9 +20,7 @@ pytest.importorskip("mujoco")
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
-from sb3_valuegrad import DVPG
-from sb3_valuegrad.algorithms.maac import MAAC
-from sb3_valuegrad.algorithms.mve import MVE
+from sb3_valuegrad import DVPG, MAAC, MBPO, MVE
 from sb3_valuegrad.envs import OBSERVABLE
 from sb3_valuegrad.rollouts import imagine
 from sb3_valuegrad.world_models import MujocoOracle
@@ -247,8 +245,11 @@ def test_mve_learns_with_it(task: str, tmp_path: Path) -> None:
     assert errors["model_error_1"] < 1e-4 and errors["model_reward_error"] < 1e-4
 
 
-def test_imagined_experience_is_the_tasks() -> None:
-    model = agent(CHEETAH, real_ratio=0.5, rollouts_per_step=4, horizon=0).learn(30)
+@pytest.mark.parametrize("algorithm", [MVE, MBPO])
+def test_imagined_experience_is_the_tasks(algorithm: Any) -> None:
+    model = agent(CHEETAH, algorithm, real_ratio=0.5, rollouts_per_step=4, horizon=0).learn(30)
+    # Four from each of the ten times that the networks learned, though MBPO would wait for a fit of the model.
+    assert len(model.imagined) == 40
     obs, actions, rewards, dones, next_obs = model.imagined.sample(40)
     step = model.world_model.step(obs, actions)
     assert th.equal(step.next_obs, next_obs) and th.equal(step.reward[:, None], rewards) and not dones.any()

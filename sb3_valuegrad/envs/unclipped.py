@@ -1,7 +1,8 @@
 """Tasks whose observation Gymnasium cuts off: Walker2d's, Hopper's and the double pendulum's velocities at 10.
 
-A state with a faster joint could not be told from its observation. (The authors of MVE add the root's position and keep
-the cut; up to a speed of 10 the observations are the same.)
+A state with a faster joint could not be told from its observation, and random actions make Walker2d's joints faster in
+the first five steps. (The authors of MVE add the root's position and keep the cut in Walker2d. Up to a speed of 10 the
+observations are the same.)
 """
 
 from typing import Any
