@@ -91,7 +91,8 @@ class ValueGradientPolicy(BasePolicy):
     :param optimizer_class: of all networks, the world model included
     :param optimizer_kwargs: its arguments, without the learning rate; Adam and AdamW are fused unless they say otherwise
     :param layer_norm: LayerNorm in the critics
-    :param world_model_class: alias ("mlp", "ensemble") or subclass of :class:`~sb3_valuegrad.world_models.WorldModel`
+    :param world_model_class: alias ("mlp", "ensemble", "oracle") or subclass of
+        :class:`~sb3_valuegrad.world_models.WorldModel`
     :param world_model_kwargs: its arguments
     :raises ValueError: for an unknown world model
     """

@@ -4,7 +4,9 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.td3.policies import Actor
@@ -12,6 +14,7 @@ from torch import nn
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.targets import Evaluation
+from sb3_valuegrad.exploration import exploring, parameter_noises
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.policies import DeterministicPolicy
 from sb3_valuegrad.replay import Batch
@@ -29,7 +32,8 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     :param use_target_actor: the critic's target evaluates the target actor, as in DDPG; False: the online actor, as
         the DVPG paper's pseudo-code prints it
 
-    The other parameters are those of :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`.
+    The other parameters are those of :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`. ``action_noise`` may
+    also be an :class:`~sb3_valuegrad.exploration.AdaptiveParameterNoise`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -73,6 +77,24 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor_target"]
+
+    # ---------------------------------------------------------------- exploration
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """SB3's. Under parameter noise perturbed actors act, and nothing is added to their actions."""
+        noises = parameter_noises(action_noise)
+        if not noises:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        if self.num_timesteps < learning_starts:
+            return super()._sample_action(learning_starts, None, n_envs)
+        with exploring(self.policy, noises, self._replayed_states if self.replay_buffer.size() else None):
+            self.logger.record_mean("rollout/parameter_noise_sigma", float(np.mean([noise.sigma for noise in noises])))
+            return super()._sample_action(learning_starts, None, n_envs)
+
+    def _replayed_states(self) -> PyTorchObs:
+        return self._sample(self.batch_size).observations
 
     # ---------------------------------------------------------------- critic
 

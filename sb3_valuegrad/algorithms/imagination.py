@@ -71,7 +71,7 @@ class ImaginingAlgorithm(ModelBasedAlgorithm):
     :param rollout_length: k, steps of an imagined rollout, which starts from a replayed state; or [k0, k1, t0, t1]: from
         k0 to k1 steps, linearly between environment steps t0 and t1
     :param rollouts_per_step: rollouts per environment step, all at once after a fit, or before the updates where the model
-        learns in step with the critic
+        learns in step with the critic or is given
     :param imagined_buffer_size: transitions kept; the oldest go first
 
     The other parameters are those of :class:`~sb3_valuegrad.algorithms.model_based.ModelBasedAlgorithm`.
@@ -138,7 +138,9 @@ class ImaginingAlgorithm(ModelBasedAlgorithm):
 
     def _prepare_model(self, batch_size: int, losses: Any) -> None:
         super()._prepare_model(batch_size, losses)
-        if self.real_ratio < 1 and self._model_is_ready and self.model_fit_freq is None:
+        # A model that is given is never fitted, whatever the schedule says.
+        after_fits = self.model_fit_freq is not None and self.world_model.is_learned
+        if self.real_ratio < 1 and self._model_is_ready and not after_fits:
             self._imagine(self.rollouts_per_step)
 
     @th.no_grad()

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_valuegrad.algorithms.arguments import check_choice, check_share
@@ -76,6 +77,16 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
     def _needs_model(self) -> bool:
         """Whether anything would use the world model; it is not trained otherwise."""
         return True
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """SB3's; the environment must show the world model what it can make use of."""
+        env = self._vec_normalize_env
+        if env is not None and (env.norm_obs or env.norm_reward) and self.world_model.takes_raw_data:
+            raise ValueError(
+                f"VecNormalize changes observations or rewards, and {type(self.world_model).__name__} knows them only as the "
+                "environment gives them. Train without VecNormalize, or with a learned world model."
+            )
+        return super()._setup_learn(*args, **kwargs)
 
     # ---------------------------------------------------------------- fitting
 

@@ -3,8 +3,13 @@
 from sb3_valuegrad.world_models.base import Step, Transitions, WorldModel
 from sb3_valuegrad.world_models.ensemble import GaussianEnsemble
 from sb3_valuegrad.world_models.mlp import MlpWorldModel
+from sb3_valuegrad.world_models.oracle import MujocoOracle
 
-WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {"mlp": MlpWorldModel, "ensemble": GaussianEnsemble}
+WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {
+    "mlp": MlpWorldModel,
+    "ensemble": GaussianEnsemble,
+    "oracle": MujocoOracle,
+}
 
 
 def get_world_model_class(name: str | type[WorldModel]) -> type[WorldModel]:
@@ -25,6 +30,7 @@ __all__ = [
     "WORLD_MODEL_ALIASES",
     "GaussianEnsemble",
     "MlpWorldModel",
+    "MujocoOracle",
     "Step",
     "Transitions",
     "WorldModel",

@@ -56,6 +56,8 @@ class WorldModel(nn.Module, ABC):
     n_members: int = 1
     """Networks that are fitted side by side. If there are several, the first axis of every parameter is theirs, and a fit
     sorts them: the first :attr:`members` are the best, and predict."""
+    takes_raw_data: bool = False
+    """Whether it knows only the environment's own observations and rewards, which ``VecNormalize`` must leave alone."""
     bootstrap: bool = False
     """Whether a fit draws each network a data set of its own, with replacement."""
 

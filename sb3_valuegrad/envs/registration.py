@@ -1,0 +1,43 @@
+"""The fully observable tasks by their Gymnasium ids."""
+
+from typing import Any
+
+import gymnasium as gym
+
+ROOT_SHOWN: dict[str, Any] = {"exclude_current_positions_from_observation": False}
+UNCLIPPED = "sb3_valuegrad.envs.unclipped"
+
+# The id it is made from, its class (None: Gymnasium's own is enough), and its arguments.
+TASKS: list[tuple[str, str | None, dict[str, Any]]] = [
+    ("HalfCheetah-v4", None, ROOT_SHOWN),
+    ("HalfCheetah-v5", None, ROOT_SHOWN),
+    ("Swimmer-v4", None, ROOT_SHOWN),
+    ("Swimmer-v5", None, ROOT_SHOWN),
+    ("Walker2d-v4", f"{UNCLIPPED}:Walker2dObservableV4", ROOT_SHOWN),
+    ("Walker2d-v5", f"{UNCLIPPED}:Walker2dObservableV5", ROOT_SHOWN),
+    ("Hopper-v4", f"{UNCLIPPED}:HopperObservableV4", ROOT_SHOWN),
+    ("Hopper-v5", f"{UNCLIPPED}:HopperObservableV5", ROOT_SHOWN),
+    ("InvertedDoublePendulum-v5", f"{UNCLIPPED}:InvertedDoublePendulumObservable", {}),
+]
+
+
+def observable_id(gym_id: str) -> str:
+    """ "HalfCheetah-v5" to "HalfCheetahObservable-v5"."""
+    return gym_id.replace("-", "Observable-")
+
+
+OBSERVABLE: list[str] = [observable_id(gym_id) for gym_id, _, _ in TASKS]
+"""Ids of the fully observable tasks: Gymnasium's, with "Observable" after the name."""
+
+
+def register_observable() -> None:
+    """Register :data:`OBSERVABLE` with the time limits and reward thresholds of the tasks they are made from."""
+    for gym_id, entry_point, kwargs in TASKS:
+        spec = gym.spec(gym_id)
+        gym.register(
+            observable_id(gym_id),
+            entry_point=spec.entry_point if entry_point is None else entry_point,
+            max_episode_steps=spec.max_episode_steps,
+            reward_threshold=spec.reward_threshold,
+            kwargs=kwargs,
+        )
