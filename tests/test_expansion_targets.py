@@ -102,9 +102,10 @@ class Member:
 
 
 @pytest.mark.parametrize("horizon", [0, 2])
-def test_steve_target(horizon: int) -> None:
-    """Every combination of states' member, rewards' member and critic is one estimate of each J_k."""
-    agent = with_model(DVPG, target_estimator="steve", target_horizon=horizon, policy_kwargs=ENSEMBLE, batch_size=8, **QUIET)
+@pytest.mark.parametrize("estimator", ["steve", "steve-crossed"])
+def test_steve_target(estimator: str, horizon: int) -> None:
+    """Every combination of states' member, its rewards (crossed: any member's) and critic is one estimate of each J_k."""
+    agent = with_model(DVPG, target_estimator=estimator, target_horizon=horizon, policy_kwargs=ENSEMBLE, batch_size=8, **QUIET)
     model, batch, gamma = agent.world_model, draw(agent, size=8), agent.gamma
     members = [Member(model, index) for index in range(2)]
     estimates: list[list[th.Tensor]] = [[] for _ in range(horizon + 1)]

@@ -5,7 +5,6 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
