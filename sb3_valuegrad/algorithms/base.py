@@ -270,13 +270,13 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         """What the critic's target takes the next state to be worth, (N, 1)."""
         if self.target_estimator == "td" or not self._model_is_ready:
             return self._state_value(batch.next_observations)
-        estimate = {
+        estimators: dict[str, Callable[..., th.Tensor]] = {
             "mve": mve_value,
             "td-k": mve_value,
             "steve": steve_value,
             "steve-crossed": partial(steve_value, crossed=True),
-        }[self.target_estimator]
-        obs = self._flat.flatten(batch.next_observations)
+        }
+        estimate, obs = estimators[self.target_estimator], self._flat.flatten(batch.next_observations)
         return estimate(self.world_model, self._evaluation(), obs, self.target_horizon, self.gamma)[:, None]
 
     def _td_k_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
