@@ -11,9 +11,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import PointEnv, same, snapshot, tiny
+from torch import nn
 
 from sb3_valuegrad import DVG, DVPG, MAAC, MVE, CrossEntropyPlanner
 from sb3_valuegrad.planning import imagined_plans
+from sb3_valuegrad.planning import planner as planner_module
 from sb3_valuegrad.planning.cross_entropy import best, cross_entropy, open_loop
 from sb3_valuegrad.planning.imagined_plans import ImaginedPlans
 from sb3_valuegrad.policies import DeterministicPolicy
@@ -230,10 +232,33 @@ def test_an_episodes_start_forgets_its_own_environments_plan() -> None:
     assert np.abs(plans[1, 0] - policys[1]) > 1e-2
 
 
+def test_the_search_begins_around_the_better_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the spread asked for, or the stochastic policy's own."""
+    begun: list[tuple[th.Tensor, th.Tensor]] = []
+
+    def spy(score: Any, mean: th.Tensor, std: th.Tensor, *settings: Any) -> tuple[th.Tensor, th.Tensor]:
+        begun.append((mean, std))
+        return cross_entropy(score, mean, std, *settings)
+
+    monkeypatch.setattr(planner_module, "cross_entropy", spy)
+    obs, earlier = states(3), optimal(states(3), 3).transpose(0, 1).float()
+    planner = CrossEntropyPlanner(known(), 4, **FAST)
+    for state, start in ((None, own_plans(obs, 3)), ((earlier.numpy(),), earlier.transpose(0, 1).double())):
+        planner.predict(obs, state)
+        mean, std = begun.pop()
+        th.testing.assert_close(mean[:3].double(), start, atol=1e-4, rtol=0)
+        assert (std == 0.3).all()
+    model = tiny(algorithm=MAAC, policy_kwargs={"world_model_class": Still, "world_model_kwargs": {}})
+    for initial_std in (None, 0.7):
+        CrossEntropyPlanner(model, 4, **FAST, initial_std=initial_std).predict(obs)
+    (_, own), (_, given) = begun
+    assert own.unique().numel() > 1 and (given == 0.7).all()
+
+
 # ---------------------------------------------------------------- SB3's interface
 
-DICT = spaces.Dict({"place": spaces.Box(-10, 10, (2,), np.float32), "grid": spaces.Box(-10, 10, (2, 3), np.float32)})
 FAST: dict[str, Any] = {"n_samples": 8, "n_elites": 2, "n_iterations": 2, "seed": 0}
+DICT = spaces.Dict({"place": spaces.Box(-10, 10, (2,), np.float32), "grid": spaces.Box(-10, 10, (2, 3), np.float32)})
 
 
 class TableEnv(PointEnv):
@@ -326,6 +351,13 @@ def test_a_search_begins_with_the_stochastic_policys_own_spread() -> None:
         plans, visited = judge.completed(th.from_numpy(states(4)), th.zeros(0, 4, 2))
         expected = (1 - plans.square()) * th.tensor([-2.0, -3.0]).exp()
         th.testing.assert_close(judge.spread(visited), expected, rtol=0.1, atol=0)
+
+
+def test_networks_plan_in_evaluation_mode() -> None:
+    model = tiny(policy_kwargs={"activation_fn": nn.RReLU}).learn(25)
+    model.policy.set_training_mode(True)
+    CrossEntropyPlanner(model, 2, **FAST).predict(states(1))
+    assert not any(network.training for network in (model.actor, model.critic, model.world_model))
 
 
 def test_where_the_model_diverges_the_policy_acts() -> None:

@@ -3,7 +3,8 @@
 Sequences, or plans, are ``(H, N, A)``, time first, like a rollout's actions; K rivals for each of N are ``(K, H, N, A)``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch as th
 
@@ -72,3 +73,16 @@ def cross_entropy(
         new_std, new_mean = th.std_mean(best(plans, score(plans), n_elites), dim=0, correction=0)
         mean, std = new_mean.lerp(mean, momentum), new_std.lerp(std, momentum).clamp(min=min_std)
     return mean, std
+
+
+@contextmanager
+def seeded(seed: int, device: th.device) -> Iterator[None]:
+    """Torch's global generators of the CPU and of ``device`` begin at a seed inside, and stand where they were afterwards.
+    (``th.manual_seed`` would seed every other GPU, too, and for good.)"""
+    gpus = [device] if device.type == "cuda" else []
+    with th.random.fork_rng(devices=gpus):
+        th.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with th.cuda.device(gpu):
+                th.cuda.manual_seed(seed)
+        yield

@@ -1,8 +1,6 @@
 """Planning at test time: the cross-entropy method over action sequences, from a trained policy (MAAC+MPC)."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +11,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.errors import check_count
-from sb3_valuegrad.planning.cross_entropy import best, cross_entropy
+from sb3_valuegrad.planning.cross_entropy import best, cross_entropy, seeded
 from sb3_valuegrad.planning.imagined_plans import ImaginedPlans
 from sb3_valuegrad.policies import StochasticPolicy
 
@@ -138,7 +136,8 @@ class CrossEntropyPlanner:
         flat, is_batch = self._flat(observation)
         shifted, begins = self._warm_start(state, episode_start, len(flat))
         policy = self.model.policy
-        with th.no_grad(), self._own_randomness():
+        # World models and policies draw from torch's global generators.
+        with th.no_grad(), seeded(int(self._random.integers(2**63)), self.model.device):
             if self.horizon == 0:
                 return self.model.predict(observation, deterministic=deterministic)[0], None
             policy.set_training_mode(False)
@@ -176,19 +175,6 @@ class CrossEntropyPlanner:
                 f"state holds plans of shape {np.shape(state[0])}, not {shape}: pass what predict() returned last"
             )
         return th.tensor(state[0], device=device).transpose(0, 1), th.from_numpy(begins).to(device)
-
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """World models and policies draw from torch's global generators: inside these stand where the planner's own
-        stream is, afterwards where they were. (``th.manual_seed`` would seed all devices for good.)"""
-        device, seed = self.model.device, int(self._random.integers(2**63))
-        gpus = [device] if device.type == "cuda" else []
-        with th.random.fork_rng(devices=gpus):
-            th.default_generator.manual_seed(seed)
-            for gpu in gpus:
-                with th.cuda.device(gpu):
-                    th.cuda.manual_seed(seed)
-            yield
 
     # ---------------------------------------------------------------- the search
 
