@@ -73,6 +73,17 @@ def studies() -> dict[str, Study]:
             # What of it is the value gradient's, and what the networks'?
             {"DVPG": ("DVPG", {}), "DVPG's networks, horizon 0": ("DVG", {"horizon": 0}), **BASELINES},
         ),
+        # How far should the default look into its model? (DVPG(1, 0.1) and horizon 0 are in the study above.)
+        "halfcheetah-horizons": Study(
+            cheetah,
+            20_000,
+            2_500,
+            {
+                "DVPG(3, 0.5)": ("DVPG", {"horizon": 3, "lambda_": 0.5}),
+                "DVG(3)": ("DVG", {"horizon": 3}),
+                "DVPG(1, 0.5)": ("DVPG", {"horizon": 1, "lambda_": 0.5}),
+            },
+        ),
         "halfcheetah-paper": Study(cheetah, 50_000, 2_500, paper(cheetah)),
         "pendulum": Study(
             pendulum, 5_000, 500, {"DVPG": zoo("DVPG", pendulum), "DVG": zoo("DVG", pendulum)}, eval_episodes=10
