@@ -24,7 +24,7 @@ import rl_zoo3.utils
 from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_valuegrad.zoo
-from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MVE
 from sb3_valuegrad.zoo import cli, search
 from sb3_valuegrad.zoo.manager import WRAPPERS, hyperparams_file, read_entry
 from sb3_valuegrad.zoo.report import read_baseline, run_folder
@@ -82,7 +82,8 @@ def test_register_is_idempotent_and_in_place() -> None:
     sb3_valuegrad.zoo.register()
     methods = [getattr(manager, name) for name in WRAPPERS]
     sb3_valuegrad.zoo.register()
-    assert algos["dvpg"] is DVPG and algos["dvg"] is DVG
+    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO}
+    assert sb3_valuegrad.zoo.ALGORITHMS == ours and algos.items() >= ours.items()
     assert [getattr(manager, name) for name in WRAPPERS] == methods
 
 
@@ -197,6 +198,66 @@ def test_the_papers_setting(tmp_path: Path) -> None:
     assert model.policy.world_model_kwargs["termination"] == "none"
 
 
+SMALL_ENTRY: dict[str, dict[str, Any]] = {
+    "mve": {"horizon": 2, "policy_kwargs": "dict(net_arch=[8], world_model_kwargs=dict(net_arch=[8], termination='none'))"},
+    "maac": {
+        "model_fit_freq": 5,
+        "model_fit_kwargs": {"max_epochs": 1},
+        "rollouts_per_step": 1,
+        "imagined_buffer_size": 100,
+        "target_estimator": "steve",
+        "target_horizon": 1,
+        "policy_kwargs": "dict(net_arch=[8], world_model_kwargs=dict(net_arch=[8], n_members=3, n_elites=2, "
+        "termination='none'))",
+    },
+}
+SMALL_ENTRY["mbpo"] = {key: value for key, value in SMALL_ENTRY["maac"].items() if not key.startswith("target")}
+
+
+@pytest.mark.parametrize("name", SMALL_ENTRY)
+def test_train_continue_enjoy_and_optimize(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The life of a run, in this process: another would spend most of its time on RL Zoo's imports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "NET_ARCHS", {key: [8] for key in search.NET_ARCHS})
+
+    def command(script: str, *flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["sb3-valuegrad", script, "--algo", name, "--env", "Pendulum-v1", *flags])
+        cli.main()
+        return str(capsys.readouterr().out)
+
+    algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[name]
+    entry = {"n_timesteps": 50, "policy": "MlpPolicy", "learning_starts": 40, "batch_size": 8, **SMALL_ENTRY[name]}
+    Path("small.yml").write_text(yaml.safe_dump({"Pendulum-v1": entry}))
+    train = ["--conf-file", "small.yml", "--device", "cpu", "--eval-freq", "-1", "--seed", "1"]
+
+    command("train", *train, "-f", "logs", "--save-replay-buffer")
+    zip_file = f"logs/{name}/Pendulum-v1_1/Pendulum-v1.zip"
+    first = algorithm.load(zip_file, device="cpu")
+    assert first.num_timesteps == 50 and first._n_updates == 10 and first._n_model_updates > 0
+
+    assert "Loading replay buffer" in command("train", *train, "-f", "more", "-i", zip_file)
+    second = algorithm.load(f"more/{name}/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    assert second._n_updates > first._n_updates and second._n_model_updates > first._n_model_updates
+
+    replay = command("enjoy", "-f", "logs", "--no-render", "-n", "201", "--device", "cpu")
+    assert f"Loading logs/{name}/Pendulum-v1_1/" in replay and "Mean reward" in replay
+
+    study = ["--storage", "study.log", "--study-name", "pendulum"]
+    flags = ["-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+    command("train", *train, *study, *flags, "--n-startup-trials", "2")
+    storage = optuna.storages.JournalStorage(JournalFileBackend("study.log"))
+    trials = optuna.load_study(study_name="pendulum", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+
+    command("train", *train, *study, "--trial-id", "1", "-n", "45", "-f", "trial")
+    model = algorithm.load(f"trial/{name}/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
+    assert model.gamma == 1 - trials[1].params["one_minus_gamma"]
+    assert model.policy.world_model_kwargs["termination"] == "none"
+    if name != "mve":
+        assert model.world_model.n_members == trials[1].params["model_n_members"]
+        assert model.imagined_buffer_size == 100
+
+
 # ---------------------------------------------------------------- hyperparameter search
 
 
@@ -243,21 +304,48 @@ def sampled(name: str, seed: int, entry: dict[str, Any]) -> tuple[dict[str, Any]
 def test_sampled_arguments_make_a_model(name: str, algorithm: Any, seed: int) -> None:
     raw, arguments = sampled(name, seed, ENTRY)
     model = algorithm("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10, **arguments)
-    assert model.horizon == raw["horizon"] >= 1
-    assert model.model_learning_rate == raw["model_learning_rate"]
-    assert (model.action_noise is None) == (raw["noise_type"] is None)
+    direct = {"horizon", "lambda_", "td_k", "imagined_action_noise", "n_samples", "target_estimator", "target_horizon"}
+    direct |= {"real_ratio", "rollout_length", "model_fit_freq", "tau", "policy_delay", "model_learning_rate"}
+    for argument in direct & raw.keys():
+        assert getattr(model, argument) == raw[argument]
+    assert raw.get("horizon", 1) >= 1
+    assert (model.action_noise is None) == (raw.get("noise_type") is None)
     world_model_kwargs = arguments["policy_kwargs"]["world_model_kwargs"]
     assert world_model_kwargs["termination"] == "none"
     assert world_model_kwargs["net_arch"] == search.NET_ARCHS[raw["model_net_arch"]]
     assert ENTRY["policy_kwargs"]["n_critics"] == 1 and "activation_fn" not in ENTRY["policy_kwargs"]
 
 
+def test_every_argument_of_a_row_is_sampled() -> None:
+    """What separates one system of the table from another is searched."""
+    of_maac = {"horizon", "n_samples", "target_estimator", "real_ratio", "rollout_length", "model_fit_freq", "ent_coef_init"}
+    of_ensemble = {"model_net_arch", "model_n_members", "model_n_dropped"}
+    assert {"horizon", "td_k", "imagined_action_noise"} <= sampled("mve", 0, {})[0].keys()
+    assert of_maac | of_ensemble <= sampled("maac", 0, {})[0].keys()
+    assert not {"horizon", "target_estimator", "noise_type"} & sampled("mbpo", 0, {})[0].keys()
+
+
+def test_steves_horizon_in_the_yaml_does_not_survive_a_sampled_td() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"target_estimator": "td"})
+    token = search.yaml_entry.set({"target_horizon": 2})
+    arguments = search.sample_maac_params(study.ask(), 1, 1, {"using_her_replay_buffer": False})
+    search.yaml_entry.reset(token)
+    assert arguments["target_horizon"] == 0
+
+
+def test_a_model_that_learns_in_step_stays_in_step() -> None:
+    raw, _ = sampled("maac", 0, {"model_fit_freq": None, "policy_kwargs": {"world_model_class": "mlp"}})
+    assert "model_fit_freq" not in raw and "model_share_network" in raw
+
+
+@pytest.mark.parametrize("name", sb3_valuegrad.zoo.ALGORITHMS)
 @pytest.mark.parametrize("seed", range(4))
-def test_converter_is_the_way_back(seed: int) -> None:
+def test_converter_is_the_way_back(name: str, seed: int) -> None:
     """Converted values agree with the sampled arguments, and a constructor takes them if the noise keys are none."""
-    raw, arguments = sampled("dvpg", seed, {})
+    raw, arguments = sampled(name, seed, {})
     sb3_valuegrad.zoo.register()
-    converted = rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["dvpg"](raw)
+    converted = rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER[name](raw)
     if "noise_type" in converted:
         assert arguments.pop("action_noise") is not None
         del converted["noise_type"], converted["noise_std"]
@@ -290,10 +378,20 @@ def test_hindsight_replay_is_sampled_into_its_arguments() -> None:
 def test_every_algorithm_has_sampler_and_yaml() -> None:
     assert search.SAMPLERS.keys() == sb3_valuegrad.zoo.ALGORITHMS.keys()
     files = [f"{folder}{name}" for name in sb3_valuegrad.zoo.ALGORITHMS for folder in ("", "paper/")]
-    assert all(hyperparams_file(file).is_file() for file in files)
+    assert all(hyperparams_file(file).is_file() for file in files) and set(files) == set(TASKS)
 
 
-TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidStandup", "InvertedPendulum"]
+DVPG_TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidStandup", "InvertedPendulum", "Pendulum"]
+MVE_TASKS = ["HalfCheetah", "Swimmer", "Walker2d"]
+MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
+MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
+SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
+TASKS = {
+    **dict.fromkeys(["dvg", "dvpg", "paper/dvg", "paper/dvpg"], DVPG_TASKS),
+    **{"mve": [*MVE_TASKS, *SMALL_TASKS], "paper/mve": MVE_TASKS},
+    **{"maac": [*MAAC_TASKS, *SMALL_TASKS], "paper/maac": MAAC_TASKS},
+    **{"mbpo": [*MBPO_TASKS, "Pendulum"], "paper/mbpo": MBPO_TASKS},
+}
 
 
 def entries(file: str) -> dict[str, dict[str, Any]]:
@@ -302,11 +400,11 @@ def entries(file: str) -> dict[str, dict[str, Any]]:
     return loaded
 
 
-@pytest.mark.parametrize("file", ["dvg", "dvpg", "paper/dvg", "paper/dvpg"])
+@pytest.mark.parametrize("file", TASKS)
 def test_yaml_entries_are_arguments(file: str) -> None:
     found = entries(file)
-    expected = {"default", "Pendulum-v1", *(f"{task}-{version}" for task in TASKS for version in ("v4", "v5"))}
-    assert set(found) == expected
+    versions = {task: ["v1"] if task == "Pendulum" else ["v4", "v5"] for task in TASKS[file]}
+    assert set(found) == {"default", *(f"{task}-{version}" for task, of_task in versions.items() for version in of_task)}
     models: dict[str, Any] = {}
     for entry in found.values():
         arguments = {key: value for key, value in entry.items() if key != "n_timesteps"}
@@ -329,6 +427,19 @@ def test_horizons_are_the_papers(version: str) -> None:
     found = entries("dvpg")
     assert all(found[f"{task}-{version}"]["horizon"] == 1 for task in ("HalfCheetah", "Swimmer", "Humanoid"))
     assert all(found[f"{task}-{version}"]["horizon"] == 2 for task in ("Hopper", "Ant", "HumanoidStandup"))
+
+
+@pytest.mark.parametrize("version", ["v4", "v5"])
+def test_mve_and_maac_have_their_papers_numbers(version: str) -> None:
+    """MVE: App. A and Table 1. MAAC: its steps in the model, two on Walker2d, and STEVE's."""
+    rates = {"HalfCheetah": (1e-3, 1e-3, 1e-2, 10), "Swimmer": (1e-4, 1e-3, 1e-2, 10), "Walker2d": (1e-4, 1e-4, 1e-3, 3)}
+    for task, expected in rates.items():
+        entry = entries("paper/mve")[f"{task}-{version}"]
+        assert tuple(entry[key] for key in ("learning_rate", "qf_learning_rate", "tau", "horizon")) == expected
+        assert (entry["batch_size"], entry["gradient_steps"], entry["learning_starts"]) == (512, 4, 10_000)
+    for task, horizon in {"HalfCheetah": 4, "Hopper": 4, "Ant": 4, "Walker2d": 2}.items():
+        entry = entries("paper/maac")[f"{task}-{version}"]
+        assert (entry["horizon"], entry["target_horizon"], entry["gradient_steps"]) == (horizon, 2, 8)
 
 
 # ---------------------------------------------------------------- what the manager does for us

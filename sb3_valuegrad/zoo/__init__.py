@@ -5,11 +5,11 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MVE
 
 __all__ = ["ALGORITHMS", "register"]
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dvg": DVG, "dvpg": DVPG}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO}
 """RL Zoo's name of each algorithm (its ``--algo``, its YAML's file name) and the class."""
 
 

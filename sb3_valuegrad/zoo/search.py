@@ -9,9 +9,13 @@ import optuna
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from torch import nn
 
+from sb3_valuegrad.world_models import GaussianEnsemble, MlpWorldModel
+
 Params = dict[str, Any]
 
-NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
+NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "big": [400, 300], "deep": [200, 200, 200, 200]}
+POLICY_ARCHS = MLP_ARCHS = ("small", "medium", "big")
+ENSEMBLE_ARCHS = ("small", "medium", "deep")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "mish": nn.Mish, "elu": nn.ELU, "relu": nn.ReLU}
 NOISES: dict[str, Callable[..., ActionNoise]] = {
     "normal": NormalActionNoise,
@@ -21,7 +25,7 @@ NESTED = ("policy_kwargs", "replay_buffer_kwargs")
 """Arguments that are dictionaries: RL Zoo replaces them whole by what was sampled, we merge."""
 
 POLICY_PARAMS = ("n_critics", "layer_norm")
-MODEL_PARAMS = ("share_network", "normalize", "weight_decay")
+MODEL_PARAMS = ("share_network", "normalize", "weight_decay", "n_members")
 HER_PARAMS = ("n_sampled_goal", "goal_selection_strategy")
 
 yaml_entry: ContextVar[Params] = ContextVar("yaml_entry", default={})  # noqa: B039 (never changed in place)
@@ -53,7 +57,13 @@ def convert_params(sampled: Params) -> Params:
         params["gamma"] = 1 - params.pop("one_minus_gamma")
     if "batch_size_pow" in params:
         params["batch_size"] = 2 ** params.pop("batch_size_pow")
+    if "ent_coef_init" in params:
+        params["ent_coef"] = f"auto_{params.pop('ent_coef_init')}"
+    if params.get("target_estimator") == "td":
+        params["target_horizon"] = 0  # the only one that goes with it; the YAML may say another
     model_kwargs = {key: params.pop(f"model_{key}") for key in MODEL_PARAMS if f"model_{key}" in params}
+    if "model_n_dropped" in params:
+        model_kwargs["n_elites"] = model_kwargs["n_members"] - params.pop("model_n_dropped")
     policy_kwargs = {key: params.pop(key) for key in POLICY_PARAMS if key in params}
     for prefix, kwargs in (("", policy_kwargs), ("model_", model_kwargs)):
         if f"{prefix}net_arch" in params:
@@ -77,37 +87,72 @@ def convert_params(sampled: Params) -> Params:
     return params
 
 
-def _sample(trial: optuna.Trial, her: bool, mlp_model: bool) -> None:
-    """Draw everything but the horizon; the values are found in ``trial.params``."""
+def _sample(trial: optuna.Trial, her: bool) -> None:
+    """Draw what all algorithms have; the values are found in ``trial.params``."""
     trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
     trial.suggest_int("batch_size_pow", 6, 10)
     for name in ("learning_rate", "qf_learning_rate", "model_learning_rate"):
         trial.suggest_float(name, 1e-5, 5e-3, log=True)
     trial.suggest_float("tau", 0.001, 0.08, log=True)
     trial.suggest_int("policy_delay", 1, 3)
-    trial.suggest_float("target_policy_noise", 0.0, 0.3)
-    trial.suggest_int("model_gradient_steps", 1, 2)
-    trial.suggest_categorical("noise_type", [*NOISES, None])
-    trial.suggest_float("noise_std", 0.0, 0.5)
-    trial.suggest_categorical("net_arch", list(NET_ARCHS))
+    trial.suggest_categorical("net_arch", list(POLICY_ARCHS))
     trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
     trial.suggest_int("n_critics", 1, 2)
     trial.suggest_categorical("layer_norm", [False, True])
-    if mlp_model:
-        trial.suggest_categorical("model_net_arch", list(NET_ARCHS))
-        trial.suggest_categorical("model_share_network", [False, True])
-        trial.suggest_categorical("model_normalize", [False, True])
-        trial.suggest_float("model_weight_decay", 1e-7, 1e-3, log=True)
     if her:
         trial.suggest_int("n_sampled_goal", 1, 5)
         trial.suggest_categorical("goal_selection_strategy", ["final", "episode", "future"])
 
 
-def _arguments(trial: optuna.Trial, n_actions: int, additional_args: Params) -> Params:
-    """The trial's values as arguments, with a noise object and what the YAML says beside them."""
+def _sample_deterministic(trial: optuna.Trial) -> None:
+    """What a deterministic policy explores with, and how often a model that learns in step does so."""
+    trial.suggest_int("model_gradient_steps", 1, 2)
+    trial.suggest_categorical("noise_type", [*NOISES, None])
+    trial.suggest_float("noise_std", 0.0, 0.5)
+
+
+def _sample_imagination(trial: optuna.Trial) -> None:
+    """The stochastic family's: fits, imagined data, and where the temperature starts."""
+    trial.suggest_float("ent_coef_init", 0.01, 1.0, log=True)
+    if yaml_entry.get().get("model_fit_freq", 250) is not None:  # null: the model learns in step with the critic
+        trial.suggest_categorical("model_fit_freq", [250, 500, 1000])
+    trial.suggest_float("real_ratio", 0.05, 1.0)
+    trial.suggest_int("rollout_length", 1, 5)
+
+
+def _sample_mlp(trial: optuna.Trial) -> None:
+    trial.suggest_categorical("model_net_arch", list(MLP_ARCHS))
+    trial.suggest_categorical("model_share_network", [False, True])
+    trial.suggest_categorical("model_normalize", [False, True])
+    trial.suggest_float("model_weight_decay", 1e-7, 1e-3, log=True)
+
+
+def _sample_ensemble(trial: optuna.Trial) -> None:
+    trial.suggest_categorical("model_net_arch", list(ENSEMBLE_ARCHS))
+    trial.suggest_int("model_n_members", 3, 8)
+    trial.suggest_int("model_n_dropped", 0, 2)
+    trial.suggest_float("model_weight_decay", 1e-7, 1e-3, log=True)
+
+
+MODEL_SAMPLERS: dict[Any, Callable[[optuna.Trial], None]] = {
+    "mlp": _sample_mlp,
+    MlpWorldModel: _sample_mlp,
+    "ensemble": _sample_ensemble,
+    GaussianEnsemble: _sample_ensemble,
+}
+"""By ``world_model_class``; of a class that is not here nothing is sampled."""
+
+
+def _arguments(trial: optuna.Trial, n_actions: int, additional_args: Params, world_model: str = "mlp") -> Params:
+    """The trial's values as arguments, with a noise object and what the YAML says beside them.
+
+    :param world_model: the algorithm's default ``world_model_class``
+    """
     entry = yaml_entry.get()
-    world_model_class = (entry.get("policy_kwargs") or {}).get("world_model_class", "mlp")
-    _sample(trial, additional_args["using_her_replay_buffer"], mlp_model=world_model_class == "mlp")
+    _sample(trial, additional_args["using_her_replay_buffer"])
+    world_model_class = (entry.get("policy_kwargs") or {}).get("world_model_class", world_model)
+    if world_model_class in MODEL_SAMPLERS:
+        MODEL_SAMPLERS[world_model_class](trial)
     params = convert_params(trial.params)
     if "noise_type" in params:
         std = params.pop("noise_std")
@@ -126,6 +171,8 @@ def sample_dvg_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
     :param additional_args: RL Zoo's; tells whether hindsight replay is used
     """
     trial.suggest_int("horizon", 1, 5)
+    trial.suggest_float("target_policy_noise", 0.0, 0.3)
+    _sample_deterministic(trial)
     return _arguments(trial, n_actions, additional_args)
 
 
@@ -135,4 +182,34 @@ def sample_dvpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     return sample_dvg_params(trial, n_actions, n_envs, additional_args)
 
 
-SAMPLERS = {"dvg": sample_dvg_params, "dvpg": sample_dvpg_params}
+def sample_mve_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
+    """RL Zoo's sampler of MVE; parameters of :func:`sample_dvg_params`."""
+    trial.suggest_int("horizon", 1, 10)
+    trial.suggest_categorical("td_k", [False, True])
+    trial.suggest_float("imagined_action_noise", 0.0, 0.3)
+    _sample_deterministic(trial)
+    return _arguments(trial, n_actions, additional_args)
+
+
+def sample_maac_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
+    """RL Zoo's sampler of MAAC; parameters of :func:`sample_dvg_params`."""
+    trial.suggest_int("horizon", 1, 5)
+    trial.suggest_int("n_samples", 1, 5)
+    if trial.suggest_categorical("target_estimator", ["td", "mve", "steve"]) != "td":
+        trial.suggest_int("target_horizon", 1, 5)
+    return sample_mbpo_params(trial, n_actions, n_envs, additional_args)
+
+
+def sample_mbpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
+    """RL Zoo's sampler of MBPO, which has no horizon; parameters of :func:`sample_dvg_params`."""
+    _sample_imagination(trial)
+    return _arguments(trial, n_actions, additional_args, world_model="ensemble")
+
+
+SAMPLERS = {
+    "dvg": sample_dvg_params,
+    "dvpg": sample_dvpg_params,
+    "mve": sample_mve_params,
+    "maac": sample_maac_params,
+    "mbpo": sample_mbpo_params,
+}
