@@ -25,8 +25,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_valuegrad.zoo
 from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MVE
+from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import cli, search
-from sb3_valuegrad.zoo.manager import WRAPPERS, hyperparams_file, read_entry
+from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, hyperparams_file, read_entry
 from sb3_valuegrad.zoo.report import read_baseline, run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -382,7 +383,7 @@ def test_every_algorithm_has_sampler_and_yaml() -> None:
 
 
 DVPG_TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidStandup", "InvertedPendulum", "Pendulum"]
-MVE_TASKS = ["HalfCheetah", "Swimmer", "Walker2d"]
+MVE_TASKS = [f"{task}{seen}" for task in ("HalfCheetah", "Swimmer", "Walker2d") for seen in ("", "Observable")]
 MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
 MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
 SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
@@ -414,6 +415,7 @@ def test_yaml_entries_are_arguments(file: str) -> None:
         key = json.dumps(arguments, default=repr, sort_keys=True)
         if key not in models:
             arguments = rl_zoo3.exp_manager.ExperimentManager._preprocess_schedules(arguments)
+            _make_parameter_noise(arguments)
             algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
             models[key] = algorithm(env="Pendulum-v1", device="cpu", buffer_size=10, **arguments)
         numbers = [value for name, value in entry.items() if name.endswith("learning_rate")]
@@ -468,6 +470,13 @@ def test_schedules_of_all_learning_rates(tmp_path: Path) -> None:
     assert hyperparams["model_learning_rate"](0.5) == pytest.approx(5e-3)
     assert saved["model_learning_rate"] == "lin_1e-2"
     assert not {"noise_type", "noise_std"} & (hyperparams.keys() | saved.keys())
+
+
+def test_parameter_noise_by_its_name() -> None:
+    given = {"noise_type": "adaptive-param", "noise_std": 0.3}
+    hyperparams, saved = manager(hyperparams=given).read_hyperparameters()
+    assert isinstance(hyperparams["action_noise"], AdaptiveParameterNoise) and hyperparams["action_noise"].delta == 0.3
+    assert "noise_type" not in hyperparams and saved["noise_type"] == "adaptive-param"
 
 
 # ---------------------------------------------------------------- report

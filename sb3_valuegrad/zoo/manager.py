@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 import sb3_valuegrad
+from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import ALGORITHMS, search
 
 MARK = "_sb3_valuegrad"
+PARAMETER_NOISE = "adaptive-param"
 SCHEDULES = ("qf_learning_rate", "model_learning_rate")
 
 
@@ -69,6 +71,13 @@ def _drop_empty_noise(hyperparams: dict[str, Any]) -> None:
         hyperparams.pop("noise_std", None)
 
 
+def _make_parameter_noise(hyperparams: dict[str, Any]) -> None:
+    """``noise_type: adaptive-param``, which RL Zoo does not know; ``noise_std`` is the wanted distance of the actions."""
+    if hyperparams.get("noise_type") == PARAMETER_NOISE:
+        del hyperparams["noise_type"]
+        hyperparams["action_noise"] = AdaptiveParameterNoise(delta=hyperparams.pop("noise_std"))
+
+
 def _make_schedules(hyperparams: dict[str, Any]) -> None:
     """Make schedules of our learning rates, too; RL Zoo knows "lin_1e-3" in ``learning_rate`` only."""
     from rl_zoo3.utils import SimpleLinearSchedule
@@ -93,6 +102,7 @@ def _reads_our_yaml(original: Any) -> Any:
         hyperparams, saved = original(self)
         for part in (hyperparams, saved):
             _drop_empty_noise(part)
+        _make_parameter_noise(hyperparams)
         _make_schedules(hyperparams)
         return hyperparams, saved
 
