@@ -34,6 +34,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def learn_little(self: Any, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         self.learning_starts, self.batch_size = STEPS // 2, 8
+        if self.model_fit_freq is not None:
+            self.model_fit_kwargs, self.rollouts_per_step = {"max_epochs": 1}, 1
         return learn(self, min(total_timesteps, STEPS), *args, **kwargs)
 
     def make_short(*args: Any, **kwargs: Any) -> gym.Env:
