@@ -1,10 +1,12 @@
 """MVE, TD-k and STEVE inside the algorithms, against the same thing written out with loops."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch as th
 from small_models import draw, seeded, with_model
+from tiny import tiny
 
 from sb3_valuegrad import DVPG, MAAC, MVE
 from sb3_valuegrad.returns import steve
@@ -167,3 +169,16 @@ def test_an_untrained_model_is_not_asked() -> None:
     batch = draw(agent)
     agent._n_model_updates = 0
     assert th.equal(agent._critic_loss(batch)[0], plain._critic_loss(batch)[0])
+
+
+def test_mve_derives_its_target_whenever_it_is_set_up(tmp_path: Any) -> None:
+    """Also of a model that is loaded with other arguments, as RL Zoo's continued training does."""
+    model = tiny(algorithm=MVE, horizon=3)
+    assert (model.target_estimator, model.target_horizon, model.target_policy_noise) == ("td-k", 3, 0.2)
+    model.save(tmp_path / "model")
+    loaded: Any = MVE.load(tmp_path / "model", horizon=4, td_k=False, imagined_action_noise=0.1)
+    assert (loaded.target_estimator, loaded.target_horizon, loaded.target_policy_noise) == ("mve", 4, 0.1)
+    assert not tiny(algorithm=MVE, horizon=0)._needs_model()
+    with pytest.raises(ValueError, match=r"target_policy_noise=0.3 follows from .* imagined_action_noise"):
+        tiny(algorithm=MVE, target_policy_noise=0.3)
+    assert not set(MVE.derived_arguments) & set(inspect.signature(MVE).parameters)

@@ -143,7 +143,8 @@ def test_save_load_and_resume_carry_everything(tmp_path: Path) -> None:
     loaded.load_replay_buffer(tmp_path / "buffer")
     assert same(snapshot(loaded), snapshot(model))
     assert th.equal(loaded.log_ent_coef, model.log_ent_coef) and loaded.log_ent_coef.requires_grad
-    assert len(loaded.imagined) == len(model.imagined) and th.equal(loaded.imagined.rows, model.imagined.rows)
+    assert len(loaded.imagined) == len(model.imagined) > 0
+    assert th.equal(loaded.imagined.rows, model.imagined.rows) and loaded.imagined.total == model.imagined.total
     loaded.set_logger(model.logger)
     for agent in (model, loaded):
         with seeded(4):
@@ -171,6 +172,27 @@ def test_mbpo_is_a_setting_of_maac() -> None:
     mbpo = snapshot(maac(algorithm=MBPO, horizon=0).learn(50))
     setting = maac(horizon=0, target_estimator="td", target_horizon=0)
     assert same(mbpo, snapshot(setting.learn(50)))
+
+
+def test_the_policy_alone_needs_the_model() -> None:
+    """Real data and one-step targets only, but three steps of the policy's objective."""
+    model = maac(horizon=3, target_estimator="td", target_horizon=0, real_ratio=1.0).learn(45)
+    assert model._n_model_updates > 0
+
+
+def test_a_fresh_learn_fits_anew() -> None:
+    model = maac(model_fit_freq=30).learn(41)
+    updates = model._n_model_updates
+    model.learn(25)  # counts from 0: the fit at step 20 of before says nothing
+    assert model._n_model_updates > updates
+
+
+def test_only_what_was_imagined_is_saved() -> None:
+    model = maac(imagined_buffer_size=10_000).learn(30)
+    rows = model.imagined.state_dict()["rows"]
+    assert 0 < len(rows) == len(model.imagined) < 10_000
+    with pytest.raises(ValueError, match="imagined_buffer_size"):
+        maac(imagined_buffer_size=len(rows) - 1).imagined.load_state_dict(model.imagined.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,12 @@ def check_action_noise(noise: Any) -> None:
         )
 
 
-def full_signature(algorithm: type) -> inspect.Signature:
+def full_signature(algorithm: type, without: tuple[str, ...] = ()) -> inspect.Signature:
     """What a class takes, its parents' arguments included.
 
     A leaf declares only what its paper adds and hands ``*args, **kwargs`` on; ``help()``, editors and the docs
     still show everything, with the leaf's own defaults: first what can be given by position, as SB3 orders it, then
-    the leaf's own, then its parents'.
+    the leaf's own, then its parents', ``without`` those that it sets itself.
     """
     found: dict[str, inspect.Parameter] = {}
     for cls in algorithm.__mro__:
@@ -60,4 +60,4 @@ def full_signature(algorithm: type) -> inspect.Signature:
             break
         positional.update({name: found[name]} if name in found else {})
     rest = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in found.items() if name not in positional]
-    return inspect.Signature([*positional.values(), *rest])
+    return inspect.Signature([p for p in [*positional.values(), *rest] if p.name not in without])

@@ -22,10 +22,12 @@ class CheckedAlgorithm(OffPolicyAlgorithm):
 
     replay_buffer: ReplayBuffer
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
+    # A parent's arguments that a leaf sets by its own, and does not take.
+    derived_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = full_signature(cls)  # type: ignore[attr-defined]
+        cls.__signature__ = full_signature(cls, cls.derived_arguments)  # type: ignore[attr-defined]
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:

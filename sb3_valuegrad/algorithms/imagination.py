@@ -4,7 +4,6 @@ from abc import abstractmethod
 from typing import Any
 
 import torch as th
-from torch import nn
 
 from sb3_valuegrad.algorithms.arguments import check_share
 from sb3_valuegrad.algorithms.model_based import ModelBasedAlgorithm
@@ -17,23 +16,19 @@ from sb3_valuegrad.world_models import WorldModel
 CHUNK = 4000
 
 
-class ImaginedBuffer(nn.Module):
-    """A ring of imagined transitions, rows ``[s, a, r, done, s']``. (A module: its rows are saved like parameters.)
+class ImaginedBuffer:
+    """A ring of imagined transitions, rows ``[s, a, r, done, s']``. It is saved like a network, what is in it alone.
 
     :param capacity: rows
     :param obs_dim: S
     :param action_dim: A
+    :param device: where the rows are kept
     """
 
-    rows: th.Tensor
-    stored: th.Tensor
-
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int):
-        super().__init__()
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: th.device | str = "cpu"):
         self.capacity, self.widths = capacity, [obs_dim, action_dim, 1, 1, obs_dim]
-        self.register_buffer("rows", th.zeros(capacity, sum(self.widths)))
-        # Rows stored so far, those that have been overwritten included; a float, like every buffer of ours.
-        self.register_buffer("stored", th.zeros((), dtype=th.float64))
+        self.rows = th.zeros(capacity, sum(self.widths), device=device)
+        # Rows stored so far, those that have been overwritten included.
         self.total = 0
 
     def __len__(self) -> int:
@@ -45,23 +40,26 @@ class ImaginedBuffer(nn.Module):
         places = th.arange(self.total, self.total + len(rows), device=rows.device) % self.capacity
         self.rows[places] = rows
         self.total += len(rows)
-        self.stored.fill_(self.total)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.total = 0
-        self.stored.zero_()
 
     def sample(self, count: int) -> list[th.Tensor]:
         """Random rows as s (N, S), a (N, A), r (N, 1), done (N, 1), s' (N, S)."""
         chosen = th.randint(len(self), (count,), device=self.rows.device)
         return list(self.rows.index_select(0, chosen).split(self.widths, dim=1))
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """PyTorch's; the count follows the rows."""
-        result = super().load_state_dict(*args, **kwargs)
-        self.total = int(self.stored)
-        return result
+    def state_dict(self) -> dict[str, th.Tensor]:
+        """What is in it; ``stored`` is a float, like every number that we save."""
+        return {"rows": self.rows[: len(self)], "stored": th.tensor(self.total, dtype=th.float64)}
+
+    def load_state_dict(self, state: dict[str, th.Tensor], strict: bool = True) -> None:
+        """:raises ValueError: for rows of another width, or more than there is room for"""
+        rows = state["rows"]
+        if rows.shape[1] != self.rows.shape[1] or len(rows) > self.capacity:
+            raise ValueError(
+                f"The imagined transitions {tuple(rows.shape)} do not fit into {tuple(self.rows.shape)}: build the model "
+                "with the imagined_buffer_size and the spaces it was saved with"
+            )
+        self.rows[: len(rows)] = rows.to(self.rows.device)
+        self.total = int(state["stored"])
 
 
 class ImaginingAlgorithm(ModelBasedAlgorithm):
@@ -110,7 +108,7 @@ class ImaginingAlgorithm(ModelBasedAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         model = self.world_model
-        self.imagined = ImaginedBuffer(self.imagined_buffer_size, model.obs_dim, model.action_dim).to(self.device)
+        self.imagined = ImaginedBuffer(self.imagined_buffer_size, model.obs_dim, model.action_dim, self.device)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "imagined"]

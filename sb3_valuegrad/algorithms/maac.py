@@ -1,8 +1,8 @@
-"""MAAC(H), STEVE-SAC by its arguments, and MBPO."""
+"""MAAC(H), and by its arguments STEVE-SAC."""
 
 from typing import Any
 
-from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient
+from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient, with_ensemble
 
 
 class MAAC(StochasticValueGradient):
@@ -40,27 +40,8 @@ class MAAC(StochasticValueGradient):
             model_fit_freq=model_fit_freq,
             model_validation_fraction=model_validation_fraction,
             real_ratio=real_ratio,
-            policy_kwargs={"world_model_class": "ensemble", **(policy_kwargs or {})},
+            policy_kwargs=with_ensemble(policy_kwargs),
             **kwargs,
         )
         if _init_setup_model:
             self._setup_model()
-
-
-class MBPO(MAAC):
-    """Model-based policy optimization (Janner et al. 2019): MAAC that neither differentiates through its model nor
-    expands values. SAC learns from imagined transitions; only the defaults differ.
-
-    :param policy: "MlpPolicy", "MultiInputPolicy" or a subclass of ``StochasticPolicy``
-    :param env: Gymnasium environment, its id, or a vector environment
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        horizon: int = 0,
-        target_estimator: str = "td",
-        target_horizon: int = 0,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, horizon=horizon, target_estimator=target_estimator, target_horizon=target_horizon, **kwargs)

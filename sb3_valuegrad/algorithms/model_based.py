@@ -86,7 +86,10 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
                 f"VecNormalize changes observations or rewards, and {type(self.world_model).__name__} knows them only as the "
                 "environment gives them. Train without VecNormalize, or with a learned world model."
             )
-        return super()._setup_learn(*args, **kwargs)
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self.num_timesteps == 0:
+            self._last_fit = None  # steps are counted afresh
+        return prepared
 
     # ---------------------------------------------------------------- fitting
 
@@ -145,7 +148,7 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
         if not self._may_fit():
             return
         if self.model_fit_freq is not None:
-            if self._last_fit is None or not 0 <= self.num_timesteps - self._last_fit < self.model_fit_freq:
+            if self._last_fit is None or self.num_timesteps - self._last_fit >= self.model_fit_freq:
                 self._last_fit = self.num_timesteps
                 self._fit_model(losses)
                 self._on_model_fit()

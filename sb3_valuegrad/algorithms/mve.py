@@ -27,6 +27,8 @@ class MVE(ImaginingAlgorithm, DeterministicValueGradient):
     :raises ValueError: for a horizon below 0
     """
 
+    derived_arguments = ("target_estimator", "target_horizon", "target_policy_noise")
+
     def __init__(
         self,
         *args: Any,
@@ -36,14 +38,13 @@ class MVE(ImaginingAlgorithm, DeterministicValueGradient):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(
-            *args,
-            horizon=horizon,
-            target_estimator="td-k" if td_k else "mve",
-            target_horizon=horizon,
-            target_policy_noise=imagined_action_noise,
-            **kwargs,
-        )
+        for name in self.derived_arguments:
+            if name in kwargs:
+                raise ValueError(
+                    f"{name}={kwargs[name]!r} follows from horizon, td_k and imagined_action_noise in MVE; for other "
+                    "combinations use DVG(horizon=0), which takes it"
+                )
+        super().__init__(*args, horizon=horizon, **kwargs)
         self.td_k = td_k
         self.imagined_action_noise = imagined_action_noise
         if _init_setup_model:
@@ -53,6 +54,10 @@ class MVE(ImaginingAlgorithm, DeterministicValueGradient):
         check_count("horizon", self.horizon, 0)
         if not self.imagined_action_noise >= 0:
             raise ValueError(f"imagined_action_noise={self.imagined_action_noise} must not be negative; 0 adds none")
+        # Here, not in the constructor: a loaded model may come with other arguments than it was saved with.
+        self.target_horizon = self.horizon
+        self.target_estimator = "td" if self.horizon == 0 else "td-k" if self.td_k else "mve"
+        self.target_policy_noise = self.imagined_action_noise
         super()._check_arguments()
 
     def _expansion_weights(self) -> dict[int, float]:

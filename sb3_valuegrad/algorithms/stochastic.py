@@ -95,6 +95,9 @@ class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
             return names, [*variables, "ent_coef_tensor"]
         return [*names, "ent_coef_optimizer"], [*variables, "log_ent_coef"]
 
+    def _needs_model(self) -> bool:
+        return super()._needs_model() or self.horizon > 0
+
     # ---------------------------------------------------------------- critic
 
     def _alpha(self) -> th.Tensor:
@@ -154,6 +157,11 @@ class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
     def _update_targets(self) -> None:
         if self._n_updates % self.target_update_interval == 0:
             super()._update_targets()
+
+
+def with_ensemble(policy_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Policy arguments whose world model is an ensemble, unless they say otherwise."""
+    return {"world_model_class": "ensemble", **(policy_kwargs or {})}
 
 
 def _number(name: str, value: Any, way_out: str) -> float:
