@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_valuegrad.diagnostics.experience import NothingToMeasureError
 from sb3_valuegrad.diagnostics.figures import axes
 from sb3_valuegrad.diagnostics.isolation import evaluation_mode
 from sb3_valuegrad.errors import check_count
@@ -81,7 +82,8 @@ def critic_calibration(
     :param max_bootstrap: leave steps out whose gamma^(T - t) is more, in [0, 1]; 0: only episodes that terminate count
     :return: predictions and observations, with ``bias``, ``error``, ``correlation``
     :raises ValueError: for agents whose critic is of another kind, an environment with other spaces, arguments out of
-        range, and if no step is left
+        range
+    :raises NothingToMeasureError: a ``ValueError``, if no step is left
     """
     check_count("n_episodes", n_episodes, 1)
     if not 0 <= max_bootstrap <= 1:
@@ -92,7 +94,7 @@ def critic_calibration(
     q, returns, bootstrap = np.concatenate(episodes).T
     counts = bootstrap <= max_bootstrap
     if not counts.any():
-        raise ValueError(
+        raise NothingToMeasureError(
             f"max_bootstrap={max_bootstrap} leaves none of the {len(q)} steps: the time limit is too close for "
             f"gamma={agent.gamma}. Use an env with longer episodes, or raise max_bootstrap (1 keeps every step)"
         )
