@@ -391,7 +391,7 @@ def test_an_agents_ensemble_is_measured_on_its_replay_buffer(normalize: bool, wi
     model, std = agent.world_model, th.full((2,), 0.2 * width)
     still(model, [[0.0, 0.0]] * 3)
     if normalize:
-        model.state_scaler.spread.copy_(th.tensor([2.0, 4.0]))
+        model.state_scaler.spread.copy_(th.tensor([1.0, 2.0]))
     spread = model.state_scaler.spread if normalize else 1.0
     with th.no_grad():
         model.network.biases[0][:, 0, 2:4] = 2 * (std / spread).log()
@@ -399,7 +399,7 @@ def test_an_agents_ensemble_is_measured_on_its_replay_buffer(normalize: bool, wi
     # The soft bounds of the variance move it a little.
     th.testing.assert_close(predicted, std.expand(2, 1, 2), rtol=0.02, atol=0)
     found = ensemble_calibration(agent, most=10_000)
-    assert len(found.pit) == 15 * 32
+    assert len(found.pit) == 15 * 32 + 8
     expected = 2 * th.special.ndtr(width * th.special.ndtri((1 + th.tensor(found.levels)) / 2)) - 1
     # Half of the outcomes, drawn: four standard errors of a share.
     np.testing.assert_allclose(found.mean_coverage, expected, atol=4 * 0.5 / (2 * len(found.pit)) ** 0.5)
