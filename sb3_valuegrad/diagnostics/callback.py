@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,9 +21,8 @@ from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.held_out import BLOCK
 from sb3_valuegrad.world_models import GaussianEnsemble
 
-
-class _Diagnostic(Protocol):
-    def plot(self, ax: Any = None) -> Any: ...
+# What to call, and the numbers of what it returns by their names in the log.
+Measurement = tuple[Callable[[], Any], Callable[[Any], dict[str, float]]]
 
 
 class DiagnosticsCallback(BaseCallback):
@@ -82,15 +81,8 @@ class DiagnosticsCallback(BaseCallback):
                 f"{type(self.model).__name__} has no world model, and eval_env=None: there is nothing to measure. Pass an "
                 "eval_env to measure its critic"
             )
-        trained_in = self.model.get_env()
-        if self.eval_env is not None and trained_in is not None:
-            inner = getattr(self.eval_env, "unwrapped", None)
-            if isinstance(inner, VecEnv):
-                same = inner is trained_in.unwrapped
-            else:
-                same = any(env.unwrapped is inner for env in getattr(trained_in.unwrapped, "envs", []))
-            if same:
-                raise ValueError("eval_env is the environment that is trained in, and would be reset: make another one")
+        if self.eval_env is not None and _is_within(self.eval_env, self.model.get_env()):
+            raise ValueError("eval_env is the environment that is trained in, and would be reset: make another one")
         self._measured_at = self.model.num_timesteps
 
     def _on_step(self) -> bool:
@@ -117,9 +109,9 @@ class DiagnosticsCallback(BaseCallback):
         self.history.append({"timesteps": self.model.num_timesteps, **numbers})
         return numbers
 
-    def _diagnostics(self) -> dict[str, tuple[Callable[[], Any], Callable[[Any], dict[str, float]]]]:
-        """By name: what to call, and the numbers of what it returns."""
-        model, env, chosen = self.model, self.eval_env, {}
+    def _diagnostics(self) -> dict[str, Measurement]:
+        """What suits the model, by name."""
+        model, env, chosen = self.model, self.eval_env, dict[str, Measurement]()
         world_model = getattr(model, "world_model", None)
         if world_model is not None and getattr(model, "model_validation_fraction", 0) > 0:
             chosen["model_error"] = (lambda: model_error(model, self.horizon), self._of_model)
@@ -135,7 +127,7 @@ class DiagnosticsCallback(BaseCallback):
         states = {f"model_error_{step}": float(found.state[step - 1]) for step in steps}
         return {**states, **{f"reward_error_{step}": float(found.reward[step - 1]) for step in steps}}
 
-    def _draw(self, name: str, found: _Diagnostic) -> None:
+    def _draw(self, name: str, found: Any) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +137,13 @@ class DiagnosticsCallback(BaseCallback):
         figure.savefig(path)
         if self.verbose > 0:
             print(f"Wrote {path}")
+
+
+def _is_within(env: gym.Env | VecEnv, vec_env: VecEnv | None) -> bool:
+    """Whether to reset the one is to reset the other. (Environments in other processes cannot be looked at.)"""
+    if vec_env is None or isinstance(env, VecEnv):
+        return vec_env is not None and env.unwrapped is vec_env.unwrapped
+    return any(inner.unwrapped is env.unwrapped for inner in getattr(vec_env.unwrapped, "envs", []))
 
 
 def _of_ensemble(found: EnsembleCalibration) -> dict[str, float]:
