@@ -37,17 +37,17 @@ def test_drive_to_the_origin(kwargs: dict[str, Any]) -> None:
     assert reward > -1
 
 
-@pytest.mark.parametrize("kwargs", [{"horizon": 2}, {"horizon": 2, "model_fit_freq": None, "real_ratio": 1.0}], ids=str)
+@pytest.mark.parametrize("kwargs", [{"model_fit_freq": 100, "real_ratio": 0.5}, {"model_fit_freq": None, "real_ratio": 1.0}])
 def test_maac_drives_to_the_origin(kwargs: dict[str, Any]) -> None:
     """With fits to convergence and imagined data, and without."""
     env = Monitor(PointEnv(length=20))
     small = {"net_arch": [64, 64], "world_model_kwargs": {"net_arch": [32, 32], "n_members": 3, "n_elites": 2}}
-    fits = {"max_epochs": 20, "batch_size": 64}
-    model = MAAC("MlpPolicy", env, learning_rate=1e-3, learning_starts=100, batch_size=64, seed=0, ent_coef=0.01,
+    fits = {"max_epochs": 50, "batch_size": 64}
+    model = MAAC("MlpPolicy", env, horizon=2, learning_rate=1e-3, learning_starts=100, batch_size=64, seed=0, ent_coef=0.01,
                  policy_kwargs=small, model_fit_kwargs=fits, **kwargs).learn(500)  # fmt: skip
     env.reset(seed=1)
     reward: Any = evaluate_policy(model, env, n_eval_episodes=20)[0]
-    assert reward > -2  # see above
+    assert reward > -3  # see above
 
 
 def test_the_world_model_learns_pendulum() -> None:
