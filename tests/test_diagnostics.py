@@ -453,6 +453,16 @@ def test_what_cannot_be_measured_yet_is_left_out() -> None:
     assert callback.history == [{"timesteps": 50}, {"timesteps": 100}]
 
 
+def test_a_buffer_that_holds_nothing_out_does_not_end_a_run() -> None:
+    kwargs: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    agent = tiny(gamma=0.5, replay_buffer_class=ReplayBuffer, **kwargs)
+    callback = DiagnosticsCallback(PointEnv(), freq=40, n_episodes=1)
+    agent.learn(40, callback=callback)
+    assert callback.history[0].keys() == {"timesteps", "q_bias", "q_error", "q_correlation"}
+    with pytest.raises(ValueError, match="optimize_memory_usage=True keeps no s'"):
+        agent.learn(1, callback=DiagnosticsCallback())
+
+
 def test_episodes_too_short_for_the_discount_do_not_end_a_run() -> None:
     callback = DiagnosticsCallback(PointEnv(length=3), freq=30, n_episodes=1)
     agent = tiny(gamma=0.99)
