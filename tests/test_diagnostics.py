@@ -25,6 +25,7 @@ from sb3_valuegrad.diagnostics import (
     ensemble_calibration,
     gradient_error_study,
     gradient_errors,
+    gradient_existence,
     interval_coverage,
     model_error,
     open_loop_errors,
@@ -32,6 +33,7 @@ from sb3_valuegrad.diagnostics import (
 )
 from sb3_valuegrad.diagnostics.ensemble_calibration import predicted_distributions
 from sb3_valuegrad.diagnostics.figures import new_figure
+from sb3_valuegrad.diagnostics.gradient_existence import GradientExistence, existence_along
 from sb3_valuegrad.diagnostics.linear_quadratic import LinearPolicy, LinearQuadratic, QuadraticCritic, double_integrator
 from sb3_valuegrad.world_models import MlpWorldModel
 from sb3_valuegrad.world_models.base import Step
@@ -453,6 +455,16 @@ def test_what_cannot_be_measured_yet_is_left_out() -> None:
     assert callback.history == [{"timesteps": 50}, {"timesteps": 100}]
 
 
+def test_a_buffer_that_holds_nothing_out_does_not_end_a_run() -> None:
+    kwargs: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    agent = tiny(gamma=0.5, replay_buffer_class=ReplayBuffer, **kwargs)
+    callback = DiagnosticsCallback(PointEnv(), freq=40, n_episodes=1)
+    agent.learn(40, callback=callback)
+    assert callback.history[0].keys() == {"timesteps", "q_bias", "q_error", "q_correlation"}
+    with pytest.raises(ValueError, match="optimize_memory_usage=True keeps no s'"):
+        agent.learn(1, callback=DiagnosticsCallback())
+
+
 def test_episodes_too_short_for_the_discount_do_not_end_a_run() -> None:
     callback = DiagnosticsCallback(PointEnv(length=3), freq=30, n_episodes=1)
     agent = tiny(gamma=0.99)
@@ -486,6 +498,7 @@ FOUND: dict[str, Any] = {
     "model error": ModelError(np.array([0.1, 0.2]), np.array([0.3, 0.4]), 5).plot,
     "critic": CriticCalibration(np.arange(3.0), np.arange(3.0) + 1, np.zeros(3), True).plot,
     "gradient": lambda ax=None: plot_gradient_error_study(STUDY, ax),
+    "existence": GradientExistence(*np.ones((3, 4, 2))).plot,
     "ensemble": interval_coverage(th.zeros(1, 9, 2), th.ones(1, 9, 2), th.randn(9, 2)).plot,
 }
 
@@ -507,3 +520,39 @@ def test_without_matplotlib_the_extra_is_named(name: str, monkeypatch: pytest.Mo
     for draw in (FOUND[name], new_figure, lambda: DiagnosticsCallback(folder="pictures")):
         with pytest.raises(ImportError, match=r"sb3-valuegrad\[plots\]"):
             draw()
+
+
+# ---------------------------------------------------------------- existence of the value gradient
+
+
+class Linear(MlpWorldModel):
+    """``s' = A s + B a``."""
+
+    def step(self, obs: th.Tensor, actions: th.Tensor) -> Step:
+        return Step(MASS.transition(obs, actions)[0], th.zeros(len(obs)), th.zeros(len(obs)))
+
+
+def test_corollary_1_in_a_linear_system() -> None:
+    """There C is a power of the closed loop, from any state."""
+    found = existence_along(Linear(2, 1), lambda obs: obs @ GAIN.T, STARTS, MASS.gamma, horizon=6)
+    for k in range(1, 7):
+        power = MASS.gamma**k * th.linalg.matrix_power(TRUTH.closed_loop, k)
+        norms = sorted(power.abs().sum(dim).max().item() for dim in (0, 1))
+        radius = th.linalg.eigvals(power).abs().max().item()
+        expected = {"smaller_norm": norms[0], "norm": norms[1], "spectral_radius": radius}
+        for name, number in expected.items():
+            np.testing.assert_allclose(getattr(found, name)[k - 1], np.full(len(STARTS), number), rtol=1e-9)
+
+
+def test_corollary_1_of_an_agent() -> None:
+    agent = tiny()
+    agent.learn(60)
+    before = snapshot(agent)
+    found = gradient_existence(agent, horizon=3, most=5)
+    assert found.norm.shape == (3, 5) and same(before, snapshot(agent))
+    assert (found.spectral_radius <= found.smaller_norm * (1 + 1e-5)).all() and (found.smaller_norm <= found.norm).all()
+    assert all(parameter.grad is None for parameter in agent.policy.parameters())
+    stochastic = tiny(algorithm=MAAC)
+    stochastic.world_model.updates.fill_(1)
+    with pytest.raises(ValueError, match="agent=MAAC has a stochastic policy"):
+        gradient_existence(stochastic)

@@ -10,6 +10,7 @@ from sb3_valuegrad.diagnostics.gradient_error import (
     gradient_errors,
     plot_gradient_error_study,
 )
+from sb3_valuegrad.diagnostics.gradient_existence import GradientExistence, existence_along, gradient_existence
 from sb3_valuegrad.diagnostics.model_error import ModelError, model_error, open_loop_errors
 
 __all__ = [
@@ -17,12 +18,15 @@ __all__ = [
     "DiagnosticsCallback",
     "EnsembleCalibration",
     "GradientErrors",
+    "GradientExistence",
     "ModelError",
     "NothingToMeasureError",
     "critic_calibration",
     "ensemble_calibration",
+    "existence_along",
     "gradient_error_study",
     "gradient_errors",
+    "gradient_existence",
     "interval_coverage",
     "model_error",
     "open_loop_errors",

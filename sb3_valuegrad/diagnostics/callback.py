@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_valuegrad.diagnostics.critic_calibration import CriticCalibration, critic_calibration
 from sb3_valuegrad.diagnostics.ensemble_calibration import EnsembleCalibration, ensemble_calibration
-from sb3_valuegrad.diagnostics.experience import NothingToMeasureError
+from sb3_valuegrad.diagnostics.experience import NothingToMeasureError, check_holds_out
 from sb3_valuegrad.diagnostics.figures import new_figure
 from sb3_valuegrad.diagnostics.isolation import undisturbed
 from sb3_valuegrad.diagnostics.model_error import ModelError, model_error
@@ -81,7 +81,9 @@ class DiagnosticsCallback(BaseCallback):
                 f"{type(self.model).__name__} has no world model, and eval_env=None: there is nothing to measure. Pass an "
                 "eval_env to measure its critic"
             )
-        if self.eval_env is not None and _is_within(self.eval_env, self.model.get_env()):
+        if self.eval_env is None:
+            check_holds_out(self.model)
+        elif _is_within(self.eval_env, self.model.get_env()):
             raise ValueError("eval_env is the environment that is trained in, and would be reset: make another one")
         self._measured_at = self.model.num_timesteps
 
@@ -113,7 +115,7 @@ class DiagnosticsCallback(BaseCallback):
         """What suits the model, by name."""
         model, env, chosen = self.model, self.eval_env, dict[str, Measurement]()
         world_model = getattr(model, "world_model", None)
-        if world_model is not None and getattr(model, "model_validation_fraction", 0) > 0:
+        if world_model is not None and _holds_out(model):
             chosen["model_error"] = (lambda: model_error(model, self.horizon), self._of_model)
         if isinstance(world_model, GaussianEnsemble) and "model_error" in chosen:
             chosen["ensemble_calibration"] = (lambda: ensemble_calibration(model), _of_ensemble)
@@ -137,6 +139,16 @@ class DiagnosticsCallback(BaseCallback):
         figure.savefig(path)
         if self.verbose > 0:
             print(f"Wrote {path}")
+
+
+def _holds_out(agent: Any) -> bool:
+    try:
+        check_holds_out(agent)
+    except NothingToMeasureError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def _is_within(env: gym.Env | VecEnv, vec_env: VecEnv | None) -> bool:

@@ -44,7 +44,7 @@ def held_out_experience(agent: Any, steps: int, most: int) -> tuple[th.Tensor, t
     check_count("most", most, 1)
     if steps > BLOCK:
         raise ValueError(f"steps={steps} must be at most {BLOCK}, the length of a held-out stretch")
-    _check_holds_out(agent)
+    check_holds_out(agent)
     buffer, fraction = agent.replay_buffer, agent.model_validation_fraction
     found = held_out_segments(buffer, agent.policy.flat_observations, fraction, steps, most, agent.get_vec_normalize_env())
     if found is None:
@@ -55,7 +55,10 @@ def held_out_experience(agent: Any, steps: int, most: int) -> tuple[th.Tensor, t
     return found
 
 
-def _check_holds_out(agent: Any) -> None:
+def check_holds_out(agent: Any) -> None:
+    """:raises ValueError: if nothing can ever be held out as the algorithm is set up, saying why
+    :raises NothingToMeasureError: if there is no replay buffer, as in a loaded model
+    """
     buffer = agent.replay_buffer
     if buffer is None:
         raise NothingToMeasureError("replay_buffer=None: load the experience, too, with load_replay_buffer")
