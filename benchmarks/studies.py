@@ -89,6 +89,16 @@ def studies() -> dict[str, Study]:
             pendulum, 5_000, 500, {"DVPG": zoo("DVPG", pendulum), "DVG": zoo("DVG", pendulum)}, eval_episodes=10
         ),
         "invertedpendulum": Study(cart, 10_000, 1_000, {"DVPG": zoo("DVPG", cart), "DVG": zoo("DVG", cart)}),
+        "pendulum-ensembles": Study(
+            pendulum,
+            2_500,
+            250,
+            {
+                **{name: zoo(name, pendulum) for name in ("MAAC", "MVE", "MBPO")},
+                **{name: (name, {}) for name in ("SAC", "TQC", "CrossQ")},
+            },
+            eval_episodes=10,
+        ),
         "hopper": Study(hopper, 100_000, 5_000, {"DVPG": zoo("DVPG", hopper), **BASELINES}),
         "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),
         "swimmer": Study(swimmer, 100_000, 5_000, {"DVPG": zoo("DVPG", swimmer), **BASELINES}),
