@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import is_
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch as th
+from torch._utils import _flatten_dense_tensors
 
 KERNELS = {th.optim.Adam: th._fused_adam_, th.optim.AdamW: th._fused_adamw_}
 
@@ -51,12 +55,12 @@ def guarded_step(
     withheld = th.ne(sum(norms, start=loss.detach()) * 0, 0)
     if after is not None:
         withheld = withheld | after
-    applied = (~withheld).float()
+    found_inf = withheld.float()
     for optimizer, parameters, norm in zip(optimizers, trained, norms, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if all(group.get("fused") for group in optimizer.param_groups):
-            _fused_step(optimizer, parameters, applied)
+            _fused_step(optimizer, parameters, found_inf)
         elif not withheld:
             optimizer.step()
         for parameter in parameters:
@@ -66,13 +70,13 @@ def guarded_step(
 
 def _norm(parameters: Sequence[th.Tensor]) -> th.Tensor:
     """The gradient's norm; one kernel after a copy costs less than one for each of a few small tensors."""
-    flat = [parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None]
-    return th.linalg.vector_norm(th.cat(flat)) if flat else th.zeros(())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return th.linalg.vector_norm(_flatten_dense_tensors(gradients)) if gradients else th.zeros(())
 
 
 @th.no_grad()
-def _fused_step(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], applied: th.Tensor) -> None:
-    """``optimizer.step()`` where ``applied`` is 1, nothing where it is 0.
+def _fused_step(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], found_inf: th.Tensor) -> None:
+    """``optimizer.step()`` where ``found_inf`` is 0, nothing where it is 1.
 
     For small networks most of Adam's own ``step`` is preparation in Python. The kernel is called directly where that
     means the same; the first step, which makes the moments, is always the optimizer's own.
@@ -80,26 +84,55 @@ def _fused_step(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], appl
     states = [optimizer.state[parameter] for parameter in parameters]
     kernel = KERNELS.get(type(optimizer))
     if kernel is None or not states or not all(states) or not _is_plain(optimizer):
-        optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
         return
     group = optimizer.param_groups[0]
-    steps = [state["step"] for state in states]
-    th._foreach_add_(steps, [applied] * len(steps))
+    counts = _counts(optimizer, states)
+    counts.together.add_(1 - found_inf)
     kernel(
         parameters,
         [parameter.grad for parameter in parameters if parameter.grad is not None],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],
-        steps,
-        **{name: group[name] for name in ("lr", "weight_decay", "eps", "maximize", "amsgrad")},
+        counts.apart,
+        lr=group["lr"],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=group["maximize"],
         grad_scale=None,
-        found_inf=1 - applied,
+        found_inf=found_inf,
     )
+
+
+class _Counts(NamedTuple):
+    """An optimizer's counts of steps, one for each parameter, as it keeps them; and all of them as one tensor."""
+
+    apart: list[th.Tensor]
+    together: th.Tensor
+
+
+_all_counts: WeakKeyDictionary[th.optim.Optimizer, _Counts] = WeakKeyDictionary()
+
+
+def _counts(optimizer: th.optim.Optimizer, states: list[dict[str, th.Tensor]]) -> _Counts:
+    """The counts in one tensor of which each state holds an element: to count is then one kernel, not one a parameter.
+
+    Made anew whenever the states hold others, as they do after loading.
+    """
+    counts = _all_counts.get(optimizer)
+    steps = [state["step"] for state in states]
+    if counts is None or len(steps) != len(counts.apart) or not all(map(is_, steps, counts.apart)):
+        together = th.stack(steps)
+        counts = _all_counts[optimizer] = _Counts(list(together.unbind()), together)
+        for state, count in zip(states, counts.apart, strict=True):
+            state["step"] = count
+    return counts
 
 
 def _is_plain(optimizer: th.optim.Optimizer) -> bool:

@@ -1,5 +1,6 @@
 """Experience that the world model is not fitted to, for honest prediction errors."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ def is_held_out(steps: np.ndarray, fraction: float) -> np.ndarray:
     """Which buffer positions are kept from the world model's fit: whole blocks, spread evenly, the second the first."""
     blocks = steps // BLOCK
     return np.floor((blocks - 1) * fraction + 1) > np.floor((blocks - 2) * fraction + 1)
+
+
+@lru_cache(maxsize=8)
+def fitted_blocks(fraction: float, blocks: int) -> np.ndarray:
+    """1.0 for each block of ``BLOCK`` positions that the world model is fitted to, 0.0 for those that are held out."""
+    return (~is_held_out(np.arange(blocks) * BLOCK, fraction)).astype(np.float32)
 
 
 def draws_its_own_way(buffer: ReplayBuffer) -> bool:

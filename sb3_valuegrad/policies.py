@@ -18,6 +18,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
+from sb3_valuegrad.layers import run_layers
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.world_models import WorldModel, get_world_model_class
 
@@ -50,6 +51,10 @@ class _PlainFeatures(BaseModel):
 class MuActor(_PlainFeatures, Actor):
     """SB3's deterministic actor."""
 
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """The action mu(s), (N, A), in [-1, 1]."""
+        return run_layers(self.mu, self.extract_features(obs, self.features_extractor))
+
 
 class QCritic(_PlainFeatures, ContinuousCritic):
     """SB3's critic, differentiable in the observation, optionally with LayerNorm.
@@ -72,10 +77,17 @@ class QCritic(_PlainFeatures, ContinuousCritic):
             self.q_networks[index] = nn.Sequential(*layers)
             self.add_module(f"qf{index}", self.q_networks[index])
 
+    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Every critic's value (N, 1). A features extractor shared with the actor learns from the actor's loss only."""
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        inputs = th.cat([features, actions], dim=1)
+        return tuple(run_layers(network, inputs) for network in self.q_networks)
+
     def q1(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """The first critic's value (N,), with the gradient in observation and action."""
         features = self.extract_features(obs, self.features_extractor)
-        return self.q_networks[0](th.cat([features, actions], dim=1)).squeeze(1)
+        return run_layers(self.q_networks[0], th.cat([features, actions], dim=1)).squeeze(1)
 
 
 class SquashedGaussianActor(_PlainFeatures, SquashedActor):

@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_valuegrad.held_out import draws_its_own_way, is_held_out
+from sb3_valuegrad.held_out import BLOCK, draws_its_own_way, fitted_blocks
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.world_models import Transitions
 
@@ -115,7 +115,7 @@ def sample_batch(
     if isinstance(buffer, NStepReplayBuffer):
         # The world model learns one step whatever the critic's returns are.
         one_step = ReplayBuffer._get_samples(buffer, indices, env=env)
-    return _batch(samples, _transitions(one_step, flat, _shares(indices, held_out, buffer.device)))
+    return _batch(samples, _transitions(one_step, flat, _shares(buffer, indices, held_out)))
 
 
 def _from_rows(
@@ -126,10 +126,8 @@ def _from_rows(
     if env is not None:
         _normalize(rows, buffer, env)
     rows = rows.to(buffer.device)
-    reward = buffer.obs_dim + buffer.action_dim
-    obs, actions = rows[:, : buffer.obs_dim], rows[:, buffer.obs_dim : reward]
-    rewards, dones, next_obs = rows[:, reward : reward + 1], rows[:, reward + 1 : reward + 2], rows[:, reward + 2 :]
-    shares = _shares(indices // buffer.n_envs, held_out, buffer.device)
+    obs, actions, rewards, dones, next_obs = rows.split([buffer.obs_dim, buffer.action_dim, 1, 1, buffer.obs_dim], dim=1)
+    shares = _shares(buffer, indices // buffer.n_envs, held_out)
     transitions = Transitions(obs, actions, rewards[:, 0], dones[:, 0], next_obs, shares)
     return Batch(flat.unflatten(obs), actions, flat.unflatten(next_obs), dones, rewards, None, transitions)
 
@@ -150,12 +148,13 @@ def _draw(buffer: ReplayBuffer, batch_size: int) -> np.ndarray:
     return np.random.randint(0, buffer.size(), size=batch_size)
 
 
-def _shares(steps: np.ndarray, held_out: float, device: th.device) -> th.Tensor | None:
+def _shares(buffer: ReplayBuffer, steps: np.ndarray, held_out: float) -> th.Tensor | None:
     """Each row's share in the world model's loss."""
     if held_out == 0:
         return None
-    counts = (~is_held_out(steps, held_out)).astype(np.float32)
-    return th.from_numpy(counts / max(counts.sum(), 1.0)).to(device)
+    # Looked up: to decide for each row anew costs as much as to gather it.
+    counts = fitted_blocks(held_out, buffer.buffer_size // BLOCK + 1)[steps // BLOCK]
+    return th.from_numpy(counts / max(counts.sum(), 1.0)).to(buffer.device)
 
 
 def _transitions(samples: Any, flat: FlatObservations, shares: th.Tensor | None) -> Transitions:

@@ -95,7 +95,7 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
 
     @property
     def _model_is_ready(self) -> bool:
-        return not self.world_model.is_learned or self._n_model_updates > 0
+        return self._n_model_updates > 0 or not self.world_model.is_learned
 
     def _may_fit(self) -> bool:
         has_begun = self._n_model_updates > 0 or self.num_timesteps > self.model_learning_starts

@@ -5,6 +5,7 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_valuegrad.layers import run_layers
 from sb3_valuegrad.world_models.base import Transitions
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction
 from sb3_valuegrad.world_models.networks import ParallelMlp
@@ -61,7 +62,7 @@ class MlpWorldModel(LearnedWorldModel):
 
     def _heads(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Raw outputs: for the state (N, S), and for what else is learned (reward, termination, in this order) (N, E)."""
-        output = self.network(inputs)
+        output = run_layers(self.network, inputs) if self.share_network else self.network(inputs)
         if self.share_network:
             # One split: its gradient is one concatenation, that of two slices two blocks of zeros and a sum.
             state, others = output.split([self.obs_dim, output.shape[1] - self.obs_dim], dim=1)
@@ -87,10 +88,11 @@ class MlpWorldModel(LearnedWorldModel):
         state_target, reward_target = self._targets(data)
         scale = 1 / self.obs_dim if self.normalize else 1.0
         losses = {"model_state_loss": _squared_error(output, state_target, data.weights, scale)}
+        heads = others.unbind(1)  # its gradient is one stack, that of an index a block of zeros
         if self.learns_reward:
-            losses["model_reward_loss"] = _squared_error(others[:, 0], reward_target, data.weights)
+            losses["model_reward_loss"] = _squared_error(heads[0], reward_target, data.weights)
         if self.learns_termination:
-            losses["model_done_loss"] = self._termination_loss(others[:, -1], data)
+            losses["model_done_loss"] = self._termination_loss(heads[-1], data)
         return losses
 
 
@@ -99,4 +101,5 @@ def _squared_error(output: th.Tensor, target: th.Tensor, weights: th.Tensor | No
     if weights is None:
         return F.mse_loss(output, target, reduction="sum") * (scale / len(target))
     errors = F.mse_loss(output, target, reduction="none")
-    return (errors if errors.dim() == 1 else errors.sum(1)) @ weights * scale
+    total = (errors if errors.dim() == 1 else errors.sum(1)) @ weights
+    return total if scale == 1 else total * scale

@@ -7,6 +7,8 @@ from typing import cast
 import torch as th
 from torch import nn
 
+from sb3_valuegrad.layers import activate
+
 
 class ParallelMlp(nn.Module):
     """``M`` separate multi-layer perceptrons of the same shape, as batched matrix products.
@@ -44,6 +46,6 @@ class ParallelMlp(nn.Module):
         hidden = inputs.expand(len(layers[0][0]), *inputs.shape) if inputs.dim() == 2 else inputs
         *layers, last = layers
         for bias, weight in layers:
-            hidden = self.activation(th.baddbmm(bias, hidden, weight))
+            hidden = activate(self.activation, th.baddbmm(bias, hidden, weight))
         bias, weight = last
         return th.baddbmm(bias, hidden, weight)
