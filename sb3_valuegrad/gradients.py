@@ -50,17 +50,30 @@ def guarded_step(
     # the fused CPU kernels of torch 2.13 silently take for the parameters'.
     loss.backward()
     trained = [[p for group in o.param_groups for p in group["params"] if p.grad is not None] for o in optimizers]
-    norms = [_norm(parameters) for parameters in trained]
+    with th.no_grad():
+        return _guarded(loss, optimizers, trained, max_grad_norm, after)
+
+
+def _guarded(
+    loss: th.Tensor,
+    optimizers: Sequence[th.optim.Optimizer],
+    trained: list[list[th.Tensor]],
+    max_grad_norm: float | None,
+    after: th.Tensor | None,
+) -> tuple[list[th.Tensor], th.Tensor]:
+    """The step itself, with the gradients of each optimizer's ``trained`` parameters."""
+    gradients = [[parameter.grad for parameter in parameters] for parameters in trained]
+    norms = [_norm(part) for part in gradients]
     # Zero times what is not finite is NaN, which differs from zero: two kernels, where isfinite takes four.
-    withheld = th.ne(sum(norms, start=loss.detach()) * 0, 0)
+    withheld = th.ne(sum(norms, start=loss) * 0, 0)
     if after is not None:
         withheld = withheld | after
     found_inf = withheld.float()
-    for optimizer, parameters, norm in zip(optimizers, trained, norms, strict=True):
+    for optimizer, parameters, part, norm in zip(optimizers, trained, gradients, norms, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if all(group.get("fused") for group in optimizer.param_groups):
-            _fused_step(optimizer, parameters, found_inf)
+            _fused_step(optimizer, parameters, part, found_inf)
         elif not withheld:
             optimizer.step()
         for parameter in parameters:
@@ -68,36 +81,35 @@ def guarded_step(
     return norms, withheld
 
 
-def _norm(parameters: Sequence[th.Tensor]) -> th.Tensor:
+def _norm(gradients: list[th.Tensor]) -> th.Tensor:
     """The gradient's norm; one kernel after a copy costs less than one for each of a few small tensors."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return th.linalg.vector_norm(_flatten_dense_tensors(gradients)) if gradients else th.zeros(())
 
 
-@th.no_grad()
-def _fused_step(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], found_inf: th.Tensor) -> None:
+def _fused_step(
+    optimizer: th.optim.Optimizer, parameters: list[th.Tensor], gradients: list[th.Tensor], found_inf: th.Tensor
+) -> None:
     """``optimizer.step()`` where ``found_inf`` is 0, nothing where it is 1.
 
     For small networks most of Adam's own ``step`` is preparation in Python. The kernel is called directly where that
     means the same; the first step, which makes the moments, is always the optimizer's own.
     """
-    states = [optimizer.state[parameter] for parameter in parameters]
     kernel = KERNELS.get(type(optimizer))
-    if kernel is None or not states or not all(states) or not _is_plain(optimizer):
+    moments = None if kernel is None or not _is_plain(optimizer) else _moments(optimizer, parameters)
+    if kernel is None or moments is None:
         optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
         return
     group = optimizer.param_groups[0]
-    counts = _counts(optimizer, states)
-    counts.together.add_(1 - found_inf)
+    moments.count.add_(1 - found_inf)
     kernel(
         parameters,
-        [parameter.grad for parameter in parameters if parameter.grad is not None],
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
+        gradients,
+        [state["exp_avg"] for state in moments.states],
+        [state["exp_avg_sq"] for state in moments.states],
         [],
-        counts.apart,
+        moments.counts,
         lr=group["lr"],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
@@ -110,29 +122,43 @@ def _fused_step(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], foun
     )
 
 
-class _Counts(NamedTuple):
-    """An optimizer's counts of steps, one for each parameter, as it keeps them; and all of them as one tensor."""
+class _Moments(NamedTuple):
+    """What an optimizer keeps about its parameters, looked up once, and their counts of steps as one tensor."""
 
-    apart: list[th.Tensor]
-    together: th.Tensor
+    source: object
+    parameters: list[th.Tensor]
+    states: list[dict[str, th.Tensor]]
+    counts: list[th.Tensor]
+    count: th.Tensor
 
 
-_all_counts: WeakKeyDictionary[th.optim.Optimizer, _Counts] = WeakKeyDictionary()
+_known: WeakKeyDictionary[th.optim.Optimizer, _Moments] = WeakKeyDictionary()
 
 
-def _counts(optimizer: th.optim.Optimizer, states: list[dict[str, th.Tensor]]) -> _Counts:
-    """The counts in one tensor of which each state holds an element: to count is then one kernel, not one a parameter.
+def _moments(optimizer: th.optim.Optimizer, parameters: list[th.Tensor]) -> _Moments | None:
+    """The states of these parameters; None where one has none yet.
 
-    Made anew whenever the states hold others, as they do after loading.
+    Each state's count becomes an element of one tensor: to count is then one kernel, not one a parameter. Looked up anew
+    whenever the optimizer has other states or counts, as it does after loading.
     """
-    counts = _all_counts.get(optimizer)
-    steps = [state["step"] for state in states]
-    if counts is None or len(steps) != len(counts.apart) or not all(map(is_, steps, counts.apart)):
-        together = th.stack(steps)
-        counts = _all_counts[optimizer] = _Counts(list(together.unbind()), together)
-        for state, count in zip(states, counts.apart, strict=True):
-            state["step"] = count
-    return counts
+    known = _known.get(optimizer)
+    if known is not None and known.source is optimizer.state and _same(known.parameters, parameters):
+        if _same([state["step"] for state in known.states], known.counts):
+            return known
+    states = [optimizer.state[parameter] for parameter in parameters]
+    if not states or not all(states):
+        return None
+    count = th.stack([state["step"] for state in states])
+    for state, element in zip(states, count.unbind(), strict=True):
+        state["step"] = element
+    known = _Moments(optimizer.state, parameters, states, [state["step"] for state in states], count)
+    _known[optimizer] = known
+    return known
+
+
+def _same(some: list[th.Tensor], others: list[th.Tensor]) -> bool:
+    """Whether these are the same objects."""
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _is_plain(optimizer: th.optim.Optimizer) -> bool:

@@ -7,17 +7,20 @@ import torch as th
 
 
 @lru_cache(maxsize=256)
-def discounts(gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dtype, device: th.device) -> th.Tensor:
-    """Row k: ``gamma^t`` for t < k, ``gamma^k`` in the last column: what J_k gives r_0 .. r_{steps-1} and Q.
+def discounts(
+    gamma: float, horizons: tuple[int, ...], steps: int, dtype: th.dtype, device: th.device
+) -> tuple[th.Tensor, th.Tensor]:
+    """What J_k gives r_0 .. r_{steps-1}, ``gamma^t`` for t < k in row k; and what it gives Q, ``gamma^k``.
 
     Constants of a run, made once. In the data's own dtype: ``gamma ** th.arange(n)`` would be float32 whatever the
     data are, and cost float64 truths 1e-7.
 
-    :return: (K, steps + 1)
+    :return: (K, steps) and (K, 1)
     """
     rows = [[gamma**t if t < k else 0.0 for t in range(steps)] + [gamma**k] for k in horizons]
     with th.inference_mode(False):  # cached: autograd would refuse a tensor that was made in inference mode
-        return th.tensor(rows, dtype=dtype, device=device)
+        table = th.tensor(rows, dtype=dtype, device=device)
+        return table[:, :-1], table[:, -1:]
 
 
 @lru_cache(maxsize=256)
@@ -36,7 +39,7 @@ def contiguous(numbers: Sequence[int]) -> slice | list[int]:
 
 
 def value_expansions(
-    rewards: th.Tensor, alive: th.Tensor, values: th.Tensor, gamma: float, horizons: Sequence[int] | None = None
+    rewards: th.Tensor, alive: th.Tensor | None, values: th.Tensor, gamma: float, horizons: Sequence[int] | None = None
 ) -> th.Tensor:
     """The value expansions J_k of one rollout, the object that all systems of this package share:
 
@@ -46,7 +49,7 @@ def value_expansions(
     imagined episode has ended.)
 
     :param rewards: r_t, (H, N)
-    :param alive: c_t, (H + 1, N)
+    :param alive: c_t, (H + 1, N); None: all 1, as nothing ends
     :param values: Q(s_k, a_k) for each k of ``horizons``, (K, N)
     :param gamma: discount factor
     :param horizons: the k asked for, each in 0..H; None: all of them, K = H + 1
@@ -55,10 +58,11 @@ def value_expansions(
     steps = len(rewards)
     everything = tuple(range(steps + 1))
     chosen = everything if horizons is None else tuple(horizons)
-    discount = discounts(gamma, chosen, steps, values.dtype, values.device)
+    of_rewards, of_values = discounts(gamma, chosen, steps, values.dtype, values.device)
+    if alive is None:
+        return th.addmm(of_values * values, of_rewards, rewards)
     last = alive if chosen == everything else alive[contiguous(chosen)]
-    bootstraps = discount[:, -1:] * last * values
-    return th.addmm(bootstraps, discount[:, :-1], alive[:-1] * rewards)
+    return th.addmm(of_values * last * values, of_rewards, alive[:-1] * rewards)
 
 
 def td_k_targets(rewards: th.Tensor, alive: th.Tensor, value: th.Tensor, gamma: float) -> th.Tensor:

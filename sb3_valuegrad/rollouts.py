@@ -26,6 +26,8 @@ class Rollout(NamedTuple):
     """(H + 1, N): c_t, the chance that nothing ended before time t; c_0 = 1."""
     log_probs: th.Tensor | None = None
     """(H + 1, N): log pi(a_t | s_t), if the policy gives it."""
+    endless: bool = False
+    """Whether the model knows no termination: then ``alive`` is 1, and may be left out of products."""
 
 
 class Dynamics(Protocol):
@@ -71,7 +73,10 @@ def imagine(model: Dynamics, policy: Policy, obs: th.Tensor, horizon: int, later
         log_probs.append(log_prob)
         hints.append(hint)
     rewards, alive = _outcomes(model, states, actions, hints)
-    return Rollout(th.stack(states), th.stack(actions), rewards, alive, None if log_prob is None else th.stack(log_probs))
+    endless = alive is None
+    alive = obs.new_ones(horizon + 1, len(obs)) if alive is None else alive
+    all_log_probs = None if log_prob is None else th.stack(log_probs)
+    return Rollout(th.stack(states), th.stack(actions), rewards, alive, all_log_probs, endless)
 
 
 def _act(policy: Policy, obs: th.Tensor) -> tuple[th.Tensor, Any]:
@@ -82,16 +87,15 @@ def _act(policy: Policy, obs: th.Tensor) -> tuple[th.Tensor, Any]:
 
 def _outcomes(
     model: Dynamics, states: list[th.Tensor], actions: list[th.Tensor], hints: list[Any]
-) -> tuple[th.Tensor, th.Tensor]:
-    """Rewards (H, N) and c_0 .. c_H (H + 1, N) of all steps together."""
+) -> tuple[th.Tensor, th.Tensor | None]:
+    """Rewards (H, N) and c_0 .. c_H (H + 1, N), None where nothing can end, of all steps together."""
     obs, horizon = states[0], len(hints)
     if horizon == 0:
-        return obs.new_zeros(0, len(obs)), obs.new_ones(1, len(obs))
+        return obs.new_zeros(0, len(obs)), None
     # Joined from the steps, not cut out of stacks: the gradient of a slice fills a whole stack with zeros.
     hint = None if hints[0] is None else _join(hints)
     rewards, dones = model.outcome(_join(states[:-1]), _join(actions[:-1]), _join(states[1:]), hint)
-    alive = obs.new_ones(horizon + 1, len(obs)) if dones is None else _survival(dones.view(horizon, -1))
-    return rewards.view(horizon, -1), alive
+    return rewards.view(horizon, -1), None if dones is None else _survival(dones.view(horizon, -1))
 
 
 def _join(steps: list[th.Tensor]) -> th.Tensor:

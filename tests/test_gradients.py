@@ -159,6 +159,36 @@ def test_a_guarded_step_is_the_optimizers_own(kind: Any) -> None:
     assert not changed(net, snapshot(plain))
 
 
+def test_loading_between_steps_goes_on_from_what_was_loaded(kind: Any) -> None:
+    """The moments that a step looks up once are looked up anew, counts of steps included."""
+    net, (optimizer_class, arguments) = network(), kind
+    optimizer = optimizer_class(net.parameters(), lr=1e-2, **arguments)
+    for _ in range(2):
+        step(net, optimizer)
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    for _ in range(3):
+        step(net, optimizer)
+    expected, of_optimizer = snapshot(net), moments(optimizer)
+    net.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    for _ in range(3):
+        step(net, optimizer)
+    assert not changed(net, expected)
+    assert all(th.equal(actual, value) for actual, value in zip(moments(optimizer), of_optimizer, strict=True))
+
+
+def test_counts_of_steps_are_saved_one_for_each_parameter() -> None:
+    net = network()
+    optimizer = th.optim.Adam(net.parameters(), fused=True)
+    for _ in range(3):
+        step(net, optimizer)
+    states = optimizer.state_dict()["state"].values()
+    assert [state["step"].shape for state in states] == [()] * 4 and all(state["step"] == 3 for state in states)
+    optimizer.state[net[0].weight]["step"] = th.tensor(7.0)  # someone else's
+    step(net, optimizer)
+    assert [state["step"].item() for state in states] == [8, 4, 4, 4]
+
+
 def test_fused_steps_are_right_for_weight_matrices() -> None:
     """PyTorch 2.13's fused CPU kernels ignore a gradient's strides. ``.backward()`` accumulates in the parameter's own
     layout, so our path is right; ``torch.autograd.grad`` returns transposed strides for weight matrices and is not."""

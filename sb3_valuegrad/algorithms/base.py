@@ -19,13 +19,13 @@ from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name
 from stable_baselines3.sac.policies import Actor as SquashedActor
 from stable_baselines3.td3.policies import Actor
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_valuegrad.algorithms.arguments import check_action_noise, check_choice, check_learning_rate, check_share
 from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm, append
 from sb3_valuegrad.algorithms.targets import ESTIMATORS, Evaluation, mve_value, steve_value, td_k_examples
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.gradients import frozen, guarded_step
+from sb3_valuegrad.layers import squared_error
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import QCritic, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer
@@ -254,7 +254,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         with th.no_grad():
             target = self._backup(batch, self._next_value(batch))
         values = self.critic(batch.observations, batch.actions)
-        losses = [F.mse_loss(value, target) for value in values]
+        losses = [squared_error(value, target) for value in values]
         return self._sum_of_critics(losses), {"q_abs_mean": values[0].detach().abs().mean()}
 
     def _sum_of_critics(self, losses: list[th.Tensor]) -> th.Tensor:

@@ -144,7 +144,8 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         horizons = sorted(weights)
         rollout = imagine(self.world_model, self._policy, obs, horizons[-1], later_policy=self._frozen_policy)
         values = self._value(rollout, horizons)
-        expansions = value_expansions(rollout.rewards, rollout.alive, values, self.gamma, horizons)
+        alive = None if rollout.endless else rollout.alive
+        expansions = value_expansions(rollout.rewards, alive, values, self.gamma, horizons)
         return constants(tuple(weights[k] for k in horizons), values.dtype, values.device).dot(expansions.mean(1))
 
     def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:

@@ -98,8 +98,9 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
         return self._n_model_updates > 0 or not self.world_model.is_learned
 
     def _may_fit(self) -> bool:
-        has_begun = self._n_model_updates > 0 or self.num_timesteps > self.model_learning_starts
-        return has_begun and self.world_model.is_learned and self._needs_model()
+        if self._n_model_updates > 0:  # then it is learned; to ask would walk over its parameters, every update
+            return self._needs_model()
+        return self.num_timesteps > self.model_learning_starts and self.world_model.is_learned and self._needs_model()
 
     def _trains_model(self) -> bool:
         """Whether the model learns in step with the critic."""
@@ -112,7 +113,7 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
     def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
         with th.no_grad():
             self.world_model.observe(batch.transitions)
-            self.world_model.updates += 1
+            self.world_model.updates.add_(1)  # += would also register the buffer anew
         self._n_model_updates += 1
         parts = self.world_model.losses(batch.transitions)
         first, *others = parts.values()

@@ -3,9 +3,8 @@
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
-from torch.nn import functional as F
 
-from sb3_valuegrad.layers import run_layers
+from sb3_valuegrad.layers import run_layers, squared_error
 from sb3_valuegrad.world_models.base import Transitions
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction
 from sb3_valuegrad.world_models.networks import ParallelMlp
@@ -99,7 +98,7 @@ class MlpWorldModel(LearnedWorldModel):
 def _squared_error(output: th.Tensor, target: th.Tensor, weights: th.Tensor | None, scale: float = 1.0) -> th.Tensor:
     """``scale * ||output - target||^2``, averaged over the rows that count."""
     if weights is None:
-        return F.mse_loss(output, target, reduction="sum") * (scale / len(target))
-    errors = F.mse_loss(output, target, reduction="none")
+        return squared_error(output, target, reduction="sum") * (scale / len(target))
+    errors = squared_error(output, target, reduction="none")
     total = (errors if errors.dim() == 1 else errors.sum(1)) @ weights
     return total if scale == 1 else total * scale
