@@ -62,7 +62,7 @@ def _guarded(
     after: th.Tensor | None,
 ) -> tuple[list[th.Tensor], th.Tensor]:
     """The step itself, with the gradients of each optimizer's ``trained`` parameters."""
-    gradients = [[parameter.grad for parameter in parameters] for parameters in trained]
+    gradients = [[p.grad for p in parameters if p.grad is not None] for parameters in trained]
     norms = [_norm(part) for part in gradients]
     # Zero times what is not finite is NaN, which differs from zero: two kernels, where isfinite takes four.
     withheld = th.ne(sum(norms, start=loss) * 0, 0)
@@ -102,7 +102,7 @@ def _fused_step(
         del optimizer.found_inf  # type: ignore[attr-defined]
         return
     group = optimizer.param_groups[0]
-    moments.count.add_(1 - found_inf)
+    moments.together.add_(1 - found_inf)
     kernel(
         parameters,
         gradients,
@@ -129,7 +129,7 @@ class _Moments(NamedTuple):
     parameters: list[th.Tensor]
     states: list[dict[str, th.Tensor]]
     counts: list[th.Tensor]
-    count: th.Tensor
+    together: th.Tensor
 
 
 _known: WeakKeyDictionary[th.optim.Optimizer, _Moments] = WeakKeyDictionary()

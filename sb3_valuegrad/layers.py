@@ -37,7 +37,7 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
 
 def squared_error(output: th.Tensor, target: th.Tensor, reduction: str = "mean") -> th.Tensor:
     """``F.mse_loss``, to the bit, without its broadcasting in Python, which costs more than the kernel and its gradient."""
-    return th._C._nn.mse_loss(output, target, REDUCTIONS[reduction])
+    return th._C._nn.mse_loss(output, target, REDUCTIONS[reduction])  # type: ignore[arg-type]
 
 
 def activate(layer: nn.Module, hidden: th.Tensor) -> th.Tensor:

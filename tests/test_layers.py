@@ -55,10 +55,11 @@ def test_data_is_not_overwritten() -> None:
 
 
 def test_what_a_users_layer_keeps_is_not_overwritten() -> None:
-    network = nn.Sequential(nn.Linear(3, 8), Keeping(), nn.ReLU())
+    keeping = Keeping()
+    network = nn.Sequential(nn.Linear(3, 8), keeping, nn.ReLU())
     inputs = th.randn(4, 3)
     run_layers(network, inputs)
-    assert th.equal(network[1].kept, network[0](inputs))
+    assert th.equal(keeping.kept, network[0](inputs))
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, None])
