@@ -14,34 +14,13 @@ import scipy.linalg
 import torch as th
 from gymnasium import spaces
 
+from sb3_valuegrad.diagnostics import linear_quadratic
+from sb3_valuegrad.diagnostics.linear_quadratic import quadratic
 from sb3_valuegrad.rollouts import Policy
 
 
-def quadratic(matrix: th.Tensor, rows: th.Tensor) -> th.Tensor:
-    """``x' matrix x`` for each row x; (..., n) to (...)."""
-    return ((rows @ matrix) * rows).sum(-1)
-
-
-@dataclass(frozen=True)
-class LinearQuadratic:
-    """The system as a world model (:class:`sb3_valuegrad.rollouts.Dynamics`)."""
-
-    A: th.Tensor
-    B: th.Tensor
-    M: th.Tensor
-    R: th.Tensor
-    gamma: float
-
-    def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, None]:
-        return obs @ self.A.T + actions @ self.B.T, None
-
-    def outcome(
-        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any
-    ) -> tuple[th.Tensor, th.Tensor | None]:
-        return self.reward(obs, actions), None
-
-    def reward(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        return -quadratic(self.M, obs) - quadratic(self.R, actions)
+class LinearQuadratic(linear_quadratic.LinearQuadratic):
+    """The package's system, with its optimal policy. What a policy is worth is worked out apart from the package, below."""
 
     def optimal_gain(self) -> th.Tensor:
         """The gain that the discounted Riccati equation gives."""

@@ -4,7 +4,6 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from torch import nn
 
 from sb3_valuegrad.algorithms.arguments import check_action_noise, check_choice, check_learning_rate, check_share
 from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm, append
-from sb3_valuegrad.algorithms.targets import ESTIMATORS, Evaluation, mve_value, steve_value, td_k_examples
+from sb3_valuegrad.algorithms.targets import ESTIMATES, ESTIMATORS, Evaluation, td_k_examples
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.gradients import frozen, guarded_step
 from sb3_valuegrad.layers import squared_error
@@ -270,13 +269,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         """What the critic's target takes the next state to be worth, (N, 1)."""
         if self.target_estimator == "td" or not self._model_is_ready:
             return self._state_value(batch.next_observations)
-        estimators: dict[str, Callable[..., th.Tensor]] = {
-            "mve": mve_value,
-            "td-k": mve_value,
-            "steve": steve_value,
-            "steve-crossed": partial(steve_value, crossed=True),
-        }
-        estimate, obs = estimators[self.target_estimator], self._flat.flatten(batch.next_observations)
+        estimate, obs = ESTIMATES[self.target_estimator], self._flat.flatten(batch.next_observations)
         return estimate(self.world_model, self._evaluation(), obs, self.target_horizon, self.gamma)[:, None]
 
     def _td_k_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient, with_ensemble
+from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient
 
 
 class MAAC(StochasticValueGradient):
@@ -25,10 +25,6 @@ class MAAC(StochasticValueGradient):
         horizon: int = 3,
         target_estimator: str = "steve",
         target_horizon: int = 2,
-        model_fit_freq: int | None = 250,
-        model_validation_fraction: float = 0.1,
-        real_ratio: float = 0.05,
-        policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -37,10 +33,6 @@ class MAAC(StochasticValueGradient):
             horizon=horizon,
             target_estimator=target_estimator,
             target_horizon=target_horizon,
-            model_fit_freq=model_fit_freq,
-            model_validation_fraction=model_validation_fraction,
-            real_ratio=real_ratio,
-            policy_kwargs=with_ensemble(policy_kwargs),
             **kwargs,
         )
         if _init_setup_model:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient, with_ensemble
+from sb3_valuegrad.algorithms.stochastic import StochasticValueGradient
 
 
 class MBPO(StochasticValueGradient):
@@ -19,21 +19,9 @@ class MBPO(StochasticValueGradient):
         self,
         *args: Any,
         horizon: int = 0,
-        model_fit_freq: int | None = 250,
-        model_validation_fraction: float = 0.1,
-        real_ratio: float = 0.05,
-        policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(
-            *args,
-            horizon=horizon,
-            model_fit_freq=model_fit_freq,
-            model_validation_fraction=model_validation_fraction,
-            real_ratio=real_ratio,
-            policy_kwargs=with_ensemble(policy_kwargs),
-            **kwargs,
-        )
+        super().__init__(*args, horizon=horizon, **kwargs)
         if _init_setup_model:
             self._setup_model()

@@ -13,17 +13,17 @@ from stable_baselines3.sac.policies import Actor
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.imagination import ImaginingAlgorithm
-from sb3_valuegrad.algorithms.targets import Evaluation, expand
+from sb3_valuegrad.algorithms.targets import Evaluation, longest_expansion
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.gradients import guarded_step
 from sb3_valuegrad.policies import StochasticPolicy
-from sb3_valuegrad.returns import value_expansions
 from sb3_valuegrad.rollouts import Policy
 
 
 class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
     """A squashed Gaussian policy ascends the soft value expansion J_H along the all-action path, sampled by
-    reparameterisation, under SAC's temperature. ``horizon=0`` is SAC.
+    reparameterisation, under SAC's temperature. ``horizon=0`` is SAC. By default the world model is an ensemble that is
+    fitted to convergence, and most of a minibatch is imagined in it (MBPO's and MAAC's setting).
 
     :param action_noise: exploration noise on top of the policy's own; None: none
     :param ent_coef: SAC's entropy coefficient: a number, "auto" (learned), or "auto_0.1" (learned, from 0.1)
@@ -50,9 +50,23 @@ class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
         target_entropy: str | float = "auto",
         target_update_interval: int = 1,
         n_samples: int = 1,
+        model_fit_freq: int | None = 250,
+        model_validation_fraction: float = 0.1,
+        real_ratio: float = 0.05,
+        policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **{**kwargs, "action_noise": action_noise})
+        # Its world model is an ensemble, unless the policy's arguments say otherwise.
+        policy_kwargs = {"world_model_class": "ensemble", **(policy_kwargs or {})}
+        # A dictionary, because mypy cannot see that *args end before these.
+        own: dict[str, Any] = {
+            "action_noise": action_noise,
+            "model_fit_freq": model_fit_freq,
+            "model_validation_fraction": model_validation_fraction,
+            "real_ratio": real_ratio,
+            "policy_kwargs": policy_kwargs,
+        }
+        super().__init__(*args, **kwargs, **own)
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
         self.target_update_interval = target_update_interval
@@ -129,10 +143,8 @@ class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
         :param obs: start states (N, S), flat
         """
         evaluation = Evaluation(self._policy, partial(self._values, self.critic), self._alpha())
-        rollout, rewards, values = expand(
-            self.world_model, evaluation, obs.repeat(self.n_samples, 1), horizon, slice(horizon, None)
-        )
-        expansion = value_expansions(rewards, rollout.alive, values.amin(0), self.gamma, [horizon])
+        starts = obs.repeat(self.n_samples, 1)
+        expansion, rollout = longest_expansion(self.world_model, evaluation, starts, horizon, self.gamma)
         assert rollout.log_probs is not None
         return expansion.mean(), rollout.log_probs[0].mean()
 
@@ -157,11 +169,6 @@ class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
     def _update_targets(self) -> None:
         if self._n_updates % self.target_update_interval == 0:
             super()._update_targets()
-
-
-def with_ensemble(policy_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Policy arguments whose world model is an ensemble, unless they say otherwise."""
-    return {"world_model_class": "ensemble", **(policy_kwargs or {})}
 
 
 def _number(name: str, value: Any, way_out: str) -> float:

@@ -4,6 +4,7 @@ Every algorithm of the package may use them (``target_estimator``, ``target_hori
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch as th
@@ -11,8 +12,6 @@ import torch as th
 from sb3_valuegrad.returns import steve, td_k_targets, value_expansions
 from sb3_valuegrad.rollouts import Policy, Rollout, imagine
 from sb3_valuegrad.world_models import WorldModel
-
-ESTIMATORS = ("td", "mve", "td-k", "steve", "steve-crossed")
 
 
 class Evaluation(NamedTuple):
@@ -52,10 +51,17 @@ def expand(
     return Expansion(rollout, rollout.rewards + bonuses[:-1], values + bonuses[times])
 
 
+def longest_expansion(
+    model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float, split: bool = False
+) -> tuple[th.Tensor, Rollout]:
+    """J_H under a policy and the smallest of its critics, (N,), and the rollout; see :func:`expand`."""
+    rollout, rewards, values = expand(model, target, obs, horizon, slice(horizon, None), split)
+    return value_expansions(rewards, rollout.alive, values.amin(0), gamma, [horizon])[0], rollout
+
+
 def mve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
     """J_H over the target policy and the smallest target critic (MVE eq. 2; clipped double Q), (N,)."""
-    rollout, rewards, values = expand(model, target, obs, horizon, slice(horizon, None))
-    return value_expansions(rewards, rollout.alive, values.amin(0), gamma, [horizon])[0]
+    return longest_expansion(model, target, obs, horizon, gamma)[0]
 
 
 def td_k_examples(
@@ -103,3 +109,13 @@ def _crossed_rewards(model: WorldModel, rollout: Rollout, rewards: th.Tensor) ->
     obs, actions, next_obs = (part.flatten(0, 1) for part in (rollout.obs[:-1], rollout.actions[:-1], rollout.obs[1:]))
     crossed = model.member_rewards(obs, actions, next_obs).view(-1, *rewards.shape)
     return crossed + (rewards - rollout.rewards)
+
+
+# What the critic's target takes the next state to be worth, by ``target_estimator``; "td" is the target critic's own word.
+ESTIMATES: dict[str, Callable[..., th.Tensor]] = {
+    "mve": mve_value,
+    "td-k": mve_value,
+    "steve": steve_value,
+    "steve-crossed": partial(steve_value, crossed=True),
+}
+ESTIMATORS = ("td", *ESTIMATES)

@@ -5,9 +5,8 @@ from functools import partial
 import torch as th
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
-from sb3_valuegrad.algorithms.targets import Evaluation, expand
+from sb3_valuegrad.algorithms.targets import Evaluation, longest_expansion
 from sb3_valuegrad.planning.cross_entropy import open_loop
-from sb3_valuegrad.returns import value_expansions
 from sb3_valuegrad.rollouts import imagine
 
 # Imagined rows at a time: small enough for the caches (0.68 of the time of 10 000 at once).
@@ -68,10 +67,9 @@ class ImaginedPlans:
 
     def _expansions(self, obs: th.Tensor, plans: th.Tensor) -> th.Tensor:
         """J_H of a plan from each of N states, averaged over members and particles: (N, S), (H, N, A) to (N,)."""
-        horizon, copies = self.horizon, self.copies
+        copies = self.copies
         judged = Evaluation(open_loop(plans.repeat(1, copies, 1), self.mode), self.values)
-        rollout, rewards, values = expand(
-            self.world_model, judged, obs.repeat(copies, 1), horizon, slice(horizon, None), split=True
+        expansion, _ = longest_expansion(
+            self.world_model, judged, obs.repeat(copies, 1), self.horizon, self.model.gamma, split=True
         )
-        expansion = value_expansions(rewards, rollout.alive, values.amin(0), self.model.gamma, [horizon])
         return expansion.view(copies, -1).mean(0)
