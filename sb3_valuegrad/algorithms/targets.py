@@ -75,7 +75,7 @@ def longest_expansion(
 ) -> tuple[th.Tensor, Rollout]:
     """J_H under a policy and the smallest of its critics, (N,), and the rollout; see :func:`expand`."""
     rollout, rewards, values = expand(model, target, obs, horizon)
-    return value_expansions(rewards, rollout.alive, values.amin(0), gamma, [horizon])[0], rollout
+    return value_expansions(rewards, _alive(rollout), values.amin(0), gamma, [horizon])[0], rollout
 
 
 def mve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
@@ -101,22 +101,29 @@ def steve_value(
     """
     rows = len(obs)
     rollout, rewards, values = _expand_by_members(model, target, obs, horizon)
-    of_values = _expansions(th.zeros_like(rewards)[None], rollout.alive, values, gamma)
+    alive = _alive(rollout)
+    of_values = _expansions(th.zeros_like(rewards)[None], alive, values, gamma)
     all_rewards = _crossed_rewards(model, rollout, rewards) if crossed else rewards[None]
-    of_rewards = _expansions(all_rewards, rollout.alive, th.zeros_like(values[:1]), gamma)
+    of_rewards = _expansions(all_rewards, alive, th.zeros_like(values[:1]), gamma)
     # (H + 1, rewards' members, critics, states' members, N): every combination is one estimate.
     expansions = of_rewards[:, :, None] + of_values[:, None]
     return steve(expansions.view(horizon + 1, -1, rows))
 
 
-def _expansions(rewards: th.Tensor, alive: th.Tensor, values: th.Tensor, gamma: float) -> th.Tensor:
+def _alive(rollout: Rollout) -> th.Tensor | None:
+    """c_t (H + 1, N), or None where nothing ends, which spares the products with ones."""
+    return None if rollout.endless else rollout.alive
+
+
+def _expansions(rewards: th.Tensor, alive: th.Tensor | None, values: th.Tensor, gamma: float) -> th.Tensor:
     """J_0 .. J_H of several versions of rewards (V, H, N) or values (V, H + 1, N): (H + 1, V, N)."""
     versions = max(len(rewards), len(values))
 
     def by_column(version: th.Tensor) -> th.Tensor:
         return version.expand(versions, *version.shape[1:]).transpose(0, 1).flatten(1)
 
-    wide = value_expansions(by_column(rewards), by_column(alive[None]), by_column(values), gamma)
+    survival = None if alive is None else by_column(alive[None])
+    wide = value_expansions(by_column(rewards), survival, by_column(values), gamma)
     return wide.view(len(wide), versions, -1)
 
 
