@@ -89,7 +89,7 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
 
 def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
     """``F.linear``; to the bit where the product is not large."""
-    if inputs.dim() == 2 and inputs.dtype == weight.dtype and is_large(len(inputs), weight):
+    if is_large(len(inputs), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
         return product(inputs, weight.t(), bias)
     return F.linear(inputs, weight, bias)
 
