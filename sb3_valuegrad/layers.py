@@ -23,12 +23,12 @@ HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops
 LARGE = 2**21  # multiplications
 
 
-def is_large(rows: int, weight: th.Tensor) -> bool:
-    """Whether oneDNN should multiply so many rows with this matrix; never while something transforms or records the code,
-    nor with ``torch.backends.mkldnn`` switched off."""
+def is_large(multiplications: int, weight: th.Tensor) -> bool:
+    """Whether oneDNN should make a product of this size with this matrix; never while something transforms or records the
+    code, nor with ``torch.backends.mkldnn`` switched off."""
     return (
         HAS_ONEDNN
-        and rows * weight.numel() >= LARGE
+        and multiplications >= LARGE
         and weight.dtype == th.float32
         and weight.device.type == "cpu"
         and th._C._get_mkldnn_enabled()
@@ -39,7 +39,7 @@ def is_large(rows: int, weight: th.Tensor) -> bool:
 
 def product(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """``left @ right + bias`` of matrices (N, I), (I, O) and a vector (O,), differentiable any number of times."""
-    if not is_large(len(left), right):
+    if not is_large(len(left) * right.numel(), right):
         return th.mm(left, right) if bias is None else th.addmm(bias, left, right)
     if th.is_grad_enabled():
         return _LargeProduct.apply(left, right, bias)
@@ -89,7 +89,7 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
 
 def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
     """``F.linear``; to the bit where the product is not large."""
-    if is_large(len(inputs), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
+    if is_large(len(inputs) * weight.numel(), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
         return product(inputs, weight.t(), bias)
     return F.linear(inputs, weight, bias)
 

@@ -57,9 +57,10 @@ def _expand_by_members(model: WorldModel, target: Evaluation, obs: th.Tensor, ho
         return rows.repeat(members, *[1] * (rows.dim() - 1))
 
     rollout = imagine(model.by_member(), first_action, repeated(obs), horizon, target.policy)
-    values = [target.values(obs, rollout.actions[0, : len(obs)]).repeat(1, members)]
-    values += [target.values(states, actions) for states, actions in zip(rollout.obs[1:], rollout.actions[1:], strict=True)]
-    return _with_entropy(target, rollout, th.stack(values, dim=1), slice(None))
+    first = target.values(obs, rollout.actions[0, : len(obs)]).repeat(1, members)
+    later = target.values(rollout.obs[1:].flatten(0, 1), rollout.actions[1:].flatten(0, 1))
+    values = th.cat([first, later], dim=1).view(len(first), horizon + 1, -1)
+    return _with_entropy(target, rollout, values, slice(None))
 
 
 def _with_entropy(target: Evaluation, rollout: Rollout, values: th.Tensor, times: slice) -> Expansion:

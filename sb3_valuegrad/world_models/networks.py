@@ -30,6 +30,7 @@ class ParallelMlp(nn.Module):
         self.weights = nn.ParameterList(th.stack([linear.weight.detach().t() for linear in layer]) for layer in layers)
         self.biases = nn.ParameterList(th.stack([linear.bias.detach()[None] for linear in layer]) for layer in layers)
         self.activation = activation_fn()
+        self.largest_layer = max(size * next_size for size, next_size in pairwise(sizes))  # weights
 
     def forward(self, inputs: th.Tensor, members: int | None = None) -> th.Tensor:
         """Rows for all members (N, input_dim), or for each its own (M, N, input_dim), to (M, N, output_dim).
@@ -43,7 +44,7 @@ class ParallelMlp(nn.Module):
         if members is not None and members < self.members:
             # Views, no copies.
             layers = [(bias[:members], weight[:members]) for bias, weight in layers]
-        if any(is_large(inputs.shape[-2], weight[0]) for _, weight in layers):
+        if is_large(inputs.shape[-2] * self.largest_layer, layers[0][1]):
             return self._one_by_one(inputs, layers)
         hidden = inputs.expand(len(layers[0][0]), *inputs.shape) if inputs.dim() == 2 else inputs
         *layers, last = layers
