@@ -43,6 +43,8 @@ def product(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) ->
         return th.mm(left, right) if bias is None else th.addmm(bias, left, right)
     if th.is_grad_enabled():
         return _LargeProduct.apply(left, right, bias)
+    # It knows strides of matrices, but reads a vector as if it were contiguous.
+    bias = None if bias is None else bias.contiguous()
     return th.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
 
 

@@ -1,5 +1,6 @@
 """Products that oneDNN makes: values and gradients against PyTorch's own, and who may keep it from them."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,47 @@ def test_product_and_its_gradients(everything_is_large: list[int], transposed: b
         assert gradient.stride() == leaf.stride()  # fused optimizers take them for the parameter's
     with th.no_grad():
         assert th.equal(product(*leaves), output)
+
+
+def strided(rows: int, columns: int) -> list[th.Tensor]:
+    """Matrices of one size in every way in which they come: views, transposed, expanded, cut out."""
+    return [
+        th.randn(rows, columns),
+        th.randn(columns, rows).t(),
+        th.randn(rows, 2 * columns)[:, ::2],
+        th.randn(rows, 2 * columns)[:, columns:],
+        th.randn(2 * rows, columns)[::2],
+        th.randn(2 * columns, rows)[::2].t(),
+        th.randn(columns, 2 * rows)[:, ::2].t(),
+        th.randn(1, 1).expand(rows, columns),
+        th.randn(rows, 1).expand(rows, columns),
+        th.randn(1, columns).expand(rows, columns),
+    ]
+
+
+@needs_onednn
+def test_any_strides(everything_is_large: list[int]) -> None:
+    """A kernel that took strides for granted would read what is not its own."""
+    with seeded(0), th.no_grad():
+        biases = [None, th.randn(9), th.randn(18)[::2], th.randn(1).expand(9)]
+        for left, right, bias in itertools.product(strided(12, 7), strided(7, 9), biases):
+            expected = left @ right + (0 if bias is None else bias)
+            th.testing.assert_close(product(left, right, bias), expected, rtol=1e-4, atol=1e-5)
+        assert product(th.randn(0, 7), th.randn(7, 9)).shape == (0, 9)
+
+
+@needs_onednn
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_that_are_expanded_or_sparse(everything_is_large: list[int], transposed: bool) -> None:
+    """As sums, means and minima send them back."""
+    for reduce in (th.sum, lambda out: out.mean(0).sum(), lambda out: out.amin(1).sum(), lambda out: out[:, 0].sum()):
+        results = []
+        for multiply in (product, lambda left, right, bias: left @ right + bias):
+            left, right, bias = (part.requires_grad_() for part in matrices())
+            given = right.t().contiguous().t() if transposed else right
+            results.append(th.autograd.grad(reduce(multiply(left, given, bias)), (left, right, bias)))
+        for actual, expected in zip(*results, strict=True):
+            th.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_onednn
