@@ -6,8 +6,8 @@
 Equal are: HalfCheetah's data and sizes, 7 networks of 4 x 200 SiLU units that predict state change and reward (no
 termination), of which 5 predict, scaled inputs, minibatches of 256; policy and two critics of 2 x 256 ReLU units, all data
 imagined. An MBPO cycle is mbrl-lib's own for HalfCheetah: with each 250 environment steps (which are not timed) a fit, one
-imagined step from each of 100 000 states, and 2500 updates; the fit has 10 epochs here, on 5000 transitions, of which 20%
-are held out. Times are the process's CPU time, medians, so that a busy machine disturbs little.
+imagined step from each of 100 000 states, and 2500 updates (``--updates``); the fit has 10 epochs here, on 5000
+transitions, of which 20% are held out. Times are the process's CPU time, medians, so that a busy machine disturbs little.
 
 mbrl-lib is on PyPI: ``pip install --no-deps mbrl==0.2.0 hydra-core==1.3.2 omegaconf==2.3.0
 antlr4-python3-runtime==4.9.3 termcolor``. Its parts are built directly, so that its configuration files, which name a

@@ -3,6 +3,7 @@ one process, on one thread.
 
     python benchmarks/speed.py                       # the table, and results/speed.csv
     python benchmarks/speed.py --repeats 5 --steps 50   # a quick look
+    python benchmarks/speed.py --memory              # peak memory, and results/memory.csv
 
 The networks are equal, replay sampling is included, nothing is compiled. Times are the process's CPU time, so that a
 busy machine disturbs little; only the ratios are worth quoting. ``learn()`` is timed too, with the environment's steps.
@@ -58,12 +59,8 @@ MAAC_SYSTEMS: list[tuple[str, dict[str, Any], Any]] = [
 ]
 
 
-# ours, SB3's, units and batch size, the most that ours may need of it
-MEMORY: list[tuple[str, str, tuple[int, int], Any]] = [
-    ("DVPG(5)", "DDPG", (64, 128), 1.2),
-    ("MAAC(3)", "SAC", (256, 256), ""),
-    ("MBPO", "SAC", (256, 256), ""),
-]
+# ours, SB3's, the most that ours may need of its memory
+MEMORY: list[tuple[str, str, Any]] = [("DVPG(5)", "DDPG", 1.2), ("MAAC(3)", "SAC", ""), ("MBPO", "SAC", "")]
 
 
 def paper_preset(units: int) -> dict[str, Any]:
@@ -157,19 +154,13 @@ def train_alone(system: str) -> None:
     print(int(peak.split()[1]) / 1024)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=100, help="updates in one timed run")
-    parser.add_argument("--embed", type=Path, help="put the table into this page, at its <!-- results:speed -->")
-    parser.add_argument("--no-memory", action="store_true")
-    args = parser.parse_args()
-    th.set_num_threads(1)
+def times(repeats: int, steps: int) -> list[list[Any]]:
+    """The table of ratios."""
     rows: list[list[Any]] = []
 
     def report(*row: Any) -> None:
         rows.append(list(row))
-        print(("{:<46}" + "{:>12}" * (len(row) - 1)).format(*row), flush=True)
+        print(("{:<38}" + "{:>10}" * (len(row) - 1)).format(*row), flush=True)
 
     report("system", "units", "batch", "update", "learn", "limit")
     for units, batch_size in ((64, 128), (256, 256)):
@@ -188,28 +179,51 @@ def main() -> None:
             systems.append(("DVPG(1) default preset", DVPG("MlpPolicy", ENV, **common), ""))
         for name, model, limit in systems:
             collect(model)
-            update = update_ratio(model, reference, args.steps, args.repeats)
-            learn = learn_ratio(model, reference, 2 * args.steps, max(args.repeats // 3, 1))
+            update = update_ratio(model, reference, steps, repeats)
+            learn = learn_ratio(model, reference, 2 * steps, max(repeats // 3, 1))
             report(name, units, batch_size, f"{update:.2f}", f"{learn:.2f}", limit)
     for name, changes, limit in MAAC_SYSTEMS:
         model = collect(maac(**changes))
         reference_sac = collect(sac())
-        update = update_ratio(model, reference_sac, args.steps // 3, args.repeats)
+        update = update_ratio(model, reference_sac, steps // 3, repeats)
         report(name + ", to SAC", 256, 256, f"{update:.2f}", "", limit)
-    if not args.no_memory:
-        for system, reference_name, size, limit in MEMORY:
-            ours, theirs = peak_memory(system), peak_memory(reference_name)
-            note = f"peak memory, {system}: {ours:.0f} MB, to {reference_name}"
-            report(note, *size, f"{ours / theirs:.2f}", "", limit)
+    return rows
+
+
+def memory() -> list[list[Any]]:
+    """The table of peak resident memory."""
+    rows: list[list[Any]] = [["system", "peak memory in MB", "SB3's", "of it in MB", "ratio", "limit"]]
+    for system, reference, limit in MEMORY:
+        ours, theirs = peak_memory(system), peak_memory(reference)
+        rows.append([system, round(ours), reference, round(theirs), f"{ours / theirs:.2f}", limit])
+    return rows
+
+
+def write(name: str, rows: list[list[Any]], command: str, page: Path | None) -> None:
+    """The CSV file, the table as text, and the table in a page."""
     note = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "stable-baselines3", "numpy"))
-    with (RESULTS / "speed.csv").open("w", newline="") as file:
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, [note]])
-    command = f"python benchmarks/speed.py --repeats {args.repeats} --steps {args.steps}"
     lines = [" | ".join(map(str, row)) for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
     text = "\n".join([f"<!-- made by: {command} | {note} -->", "", *(f"| {line} |" for line in lines)])
-    (RESULTS / "speed.md").write_text(text + "\n")
-    if args.embed:
-        embed(args.embed, "speed", text)
+    (RESULTS / f"{name}.md").write_text(text + "\n")
+    if page:
+        embed(page, name, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=100, help="updates in one timed run")
+    parser.add_argument("--embed", type=Path, help="put the table into this page, at its <!-- results:speed --> or memory")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead")
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    if args.memory:
+        write("memory", memory(), "python benchmarks/speed.py --memory", args.embed)
+    else:
+        command = f"python benchmarks/speed.py --repeats {args.repeats} --steps {args.steps}"
+        write("speed", times(args.repeats, args.steps), command, args.embed)
 
 
 if __name__ == "__main__":
