@@ -24,10 +24,10 @@ import rl_zoo3.utils
 from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_valuegrad.zoo
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MVE
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE
 from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import cli, search
-from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, hyperparams_file, read_entry
+from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, _make_schedules, hyperparams_file, read_entry
 from sb3_valuegrad.zoo.report import read_baseline, run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ def test_register_is_idempotent_and_in_place() -> None:
     sb3_valuegrad.zoo.register()
     methods = [getattr(manager, name) for name in WRAPPERS]
     sb3_valuegrad.zoo.register()
-    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO}
+    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO, "mpg": MPG}
     assert sb3_valuegrad.zoo.ALGORITHMS == ours and algos.items() >= ours.items()
     assert [getattr(manager, name) for name in WRAPPERS] == methods
 
@@ -212,6 +212,8 @@ SMALL_ENTRY: dict[str, dict[str, Any]] = {
         "termination='none'))",
     },
 }
+SMALL_ENTRY["mpg"] = {**SMALL_ENTRY["mve"], "horizons": [0, 2]}
+del SMALL_ENTRY["mpg"]["horizon"]
 SMALL_ENTRY["mbpo"] = {key: value for key, value in SMALL_ENTRY["maac"].items() if not key.startswith("target")}
 
 
@@ -254,7 +256,9 @@ def test_train_continue_enjoy_and_optimize(name: str, tmp_path: Path, monkeypatc
     model = algorithm.load(f"trial/{name}/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
     assert model.gamma == 1 - trials[1].params["one_minus_gamma"]
     assert model.policy.world_model_kwargs["termination"] == "none"
-    if name != "mve":
+    if name == "mpg":
+        assert model.horizons == [0, trials[1].params["longest_horizon"]] and model.eta == trials[1].params["eta"]
+    elif name != "mve":
         assert model.world_model.n_members == trials[1].params["model_n_members"]
         assert model.imagined_buffer_size == 100
 
@@ -306,6 +310,7 @@ def test_sampled_arguments_make_a_model(name: str, algorithm: Any, seed: int) ->
     raw, arguments = sampled(name, seed, ENTRY)
     model = algorithm("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10, **arguments)
     direct = {"horizon", "lambda_", "td_k", "imagined_action_noise", "n_samples", "target_estimator", "target_horizon"}
+    direct |= {"eta", "weighting_updates", "target_policy_noise"}
     direct |= {"real_ratio", "rollout_length", "model_fit_freq", "tau", "policy_delay", "model_learning_rate"}
     for argument in direct & raw.keys():
         assert getattr(model, argument) == raw[argument]
@@ -322,6 +327,7 @@ def test_every_argument_of_a_row_is_sampled() -> None:
     of_maac = {"horizon", "n_samples", "target_estimator", "real_ratio", "rollout_length", "model_fit_freq", "ent_coef_init"}
     of_ensemble = {"model_net_arch", "model_n_members", "model_n_dropped"}
     assert {"horizon", "td_k", "imagined_action_noise"} <= sampled("mve", 0, {})[0].keys()
+    assert {"longest_horizon", "eta", "weighting_updates"} <= sampled("mpg", 0, {})[0].keys()
     assert of_maac | of_ensemble <= sampled("maac", 0, {})[0].keys()
     assert not {"horizon", "target_estimator", "noise_type"} & sampled("mbpo", 0, {})[0].keys()
 
@@ -386,12 +392,14 @@ DVPG_TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidSt
 MVE_TASKS = [f"{task}{seen}" for task in ("HalfCheetah", "Swimmer", "Walker2d") for seen in ("", "Observable")]
 MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
 MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
+MPG_TASKS: list[str] = []
 SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
 TASKS = {
     **dict.fromkeys(["dvg", "dvpg", "paper/dvg", "paper/dvpg"], DVPG_TASKS),
     **{"mve": [*MVE_TASKS, *SMALL_TASKS], "paper/mve": MVE_TASKS},
     **{"maac": [*MAAC_TASKS, *SMALL_TASKS], "paper/maac": MAAC_TASKS},
     **{"mbpo": [*MBPO_TASKS, "Pendulum"], "paper/mbpo": MBPO_TASKS},
+    **{"mpg": [*MAAC_TASKS, *SMALL_TASKS, *MPG_TASKS], "paper/mpg": MPG_TASKS},
 }
 
 
@@ -416,8 +424,9 @@ def test_yaml_entries_are_arguments(file: str) -> None:
         if key not in models:
             arguments = rl_zoo3.exp_manager.ExperimentManager._preprocess_schedules(arguments)
             _make_parameter_noise(arguments)
+            _make_schedules(arguments)
             algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
-            models[key] = algorithm(env="Pendulum-v1", device="cpu", buffer_size=10, **arguments)
+            models[key] = algorithm(env="Pendulum-v1", device="cpu", **{**arguments, "buffer_size": 10})
         numbers = [value for name, value in entry.items() if name.endswith("learning_rate")]
         for value in numbers:
             schedule = isinstance(value, str) and value.startswith("lin_") and float(value.removeprefix("lin_")) > 0
