@@ -25,6 +25,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_valuegrad.zoo
 from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE
+from sb3_valuegrad.envs.priors import PRIORS
 from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import cli, search
 from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, _make_schedules, hyperparams_file, read_entry
@@ -392,7 +393,7 @@ DVPG_TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidSt
 MVE_TASKS = [f"{task}{seen}" for task in ("HalfCheetah", "Swimmer", "Walker2d") for seen in ("", "Observable")]
 MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
 MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
-MPG_TASKS: list[str] = []
+MPG_TASKS = ["PathTracking", "InvertedPendulumExplicit"]
 SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
 TASKS = {
     **dict.fromkeys(["dvg", "dvpg", "paper/dvg", "paper/dvpg"], DVPG_TASKS),
@@ -412,11 +413,13 @@ def entries(file: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("file", TASKS)
 def test_yaml_entries_are_arguments(file: str) -> None:
     found = entries(file)
-    versions = {task: ["v1"] if task == "Pendulum" else ["v4", "v5"] for task in TASKS[file]}
+    only = {"Pendulum": ["v1"], "PathTracking": ["v0"], "InvertedPendulumExplicit": ["v5"]}
+    versions = {task: only.get(task, ["v4", "v5"]) for task in TASKS[file]}
     assert set(found) == {"default", *(f"{task}-{version}" for task, of_task in versions.items() for version in of_task)}
     models: dict[str, Any] = {}
-    for entry in found.values():
+    for name, entry in found.items():
         arguments = {key: value for key, value in entry.items() if key != "n_timesteps"}
+        task = name if name.startswith(tuple(MPG_TASKS)) else "Pendulum-v1"  # with a model of its own, or any
         assert entry["n_timesteps"] > 0
         if "policy_kwargs" in arguments:
             arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": nn})
@@ -426,8 +429,8 @@ def test_yaml_entries_are_arguments(file: str) -> None:
             _make_parameter_noise(arguments)
             _make_schedules(arguments)
             algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
-            models[key] = algorithm(env="Pendulum-v1", device="cpu", **{**arguments, "buffer_size": 10})
-        numbers = [value for name, value in entry.items() if name.endswith("learning_rate")]
+            models[key] = algorithm(env=task, device="cpu", **{**arguments, "buffer_size": 10})
+        numbers = [value for argument, value in entry.items() if argument.endswith("learning_rate")]
         for value in numbers:
             schedule = isinstance(value, str) and value.startswith("lin_") and float(value.removeprefix("lin_")) > 0
             assert isinstance(value, float) or schedule, "write !!float 1e-3: YAML reads 1e-3 as a string"
@@ -438,6 +441,15 @@ def test_horizons_are_the_papers(version: str) -> None:
     found = entries("dvpg")
     assert all(found[f"{task}-{version}"]["horizon"] == 1 for task in ("HalfCheetah", "Swimmer", "Humanoid"))
     assert all(found[f"{task}-{version}"]["horizon"] == 2 for task in ("Hopper", "Ant", "HumanoidStandup"))
+
+
+@pytest.mark.parametrize("file", ["mpg", "paper/mpg"])
+@pytest.mark.parametrize(("task", "updates"), [("PathTracking-v0", 9000), ("InvertedPendulumExplicit-v5", 4000)])
+def test_mpg_has_its_papers_rule_and_priors(file: str, task: str, updates: int) -> None:
+    """Table VI, and App. B."""
+    entry = entries(file)[task]
+    assert [entry[key] for key in ("horizons", "eta", "weighting_updates", "gamma")] == [[0, 25], 0.1, updates, 0.98]
+    assert eval(entry["policy_kwargs"], {"nn": nn})["world_model_kwargs"] == PRIORS[task]
 
 
 @pytest.mark.parametrize("version", ["v4", "v5"])
