@@ -1,6 +1,7 @@
 """Weights over horizons: how the value expansions J_0 .. J_H make one objective."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch as th
 
@@ -41,3 +42,50 @@ def rule_weights(horizons: Sequence[int], lambda_: float) -> th.Tensor:
     steps = th.tensor(horizons, dtype=th.float64)
     errors = lambda_**steps if lambda_ <= 1 else (2 - lambda_) ** (steps.max() - steps)
     return th.softmax(1 / errors.clamp(min=th.finfo(errors.dtype).tiny), dim=0)
+
+
+class Evidence(NamedTuple):
+    """What a weighting may go by. Errors are relative: to the spread of values, or to the size of the gradient."""
+
+    horizons: Sequence[int]
+    """I, in the order in which weights are returned"""
+    gamma: float
+    eta: float
+    """of MPG's rule"""
+    progress: float
+    """updates made, in units of the rule's T"""
+    variance: Sequence[float]
+    """of the mean first-action gradient of each J_i"""
+    td_error: float
+    """of the critic on replayed transitions, root mean square"""
+    model_error: float
+    """how far a predicted step is from the real one in ``r + gamma V(s')``, root mean square"""
+
+
+def by_rule(evidence: Evidence) -> th.Tensor:
+    """Eq. 10: by the number of updates alone; see :func:`rule_weights`."""
+    return rule_weights(evidence.horizons, rule_lambda(evidence.eta, evidence.progress))
+
+
+def by_variance(evidence: Evidence) -> th.Tensor:
+    """The inverse of what is measured to be wrong with each J_i, variance and squared bias, normalised:
+
+    ``w_i ~ 1 / (variance_i + bias_i^2)``,  ``bias_i = gamma^i td_error + (1 - gamma^i) model_error``
+
+    The bias has the form of Theorem 2's bound (Guan et al.; MAAC's Theorem 4.1), for errors that add up evenly: of J_i the
+    critic makes up gamma^i, the model the rest. So the longest horizon counts most while the critic is worse than the model, and
+    horizon 0 when it is better.
+
+    :return: (K,), sum 1, float64
+    """
+    discount = evidence.gamma ** th.tensor(evidence.horizons, dtype=th.float64)
+    bias = discount * evidence.td_error + (1 - discount) * evidence.model_error
+    errors = th.tensor(evidence.variance, dtype=th.float64) + bias.square()
+    certainty = 1 / errors.clamp(min=th.finfo(errors.dtype).tiny ** 0.5)
+    return certainty / certainty.sum()
+
+
+# A new weighting is one function more.
+WEIGHTINGS: dict[str, Callable[[Evidence], th.Tensor]] = {"rule": by_rule, "variance": by_variance}
+MEASURING = ("variance",)
+"""Those that look at what is measured."""
