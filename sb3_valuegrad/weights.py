@@ -73,8 +73,8 @@ def by_variance(evidence: Evidence) -> th.Tensor:
     ``w_i ~ 1 / (variance_i + bias_i^2)``,  ``bias_i = gamma^i td_error + (1 - gamma^i) model_error``
 
     The bias has the form of Theorem 2's bound (Guan et al.; MAAC's Theorem 4.1), for errors that add up evenly: of J_i the
-    critic makes up gamma^i, the model the rest. So the longest horizon counts most while the critic is worse than the model, and
-    horizon 0 when it is better.
+    critic makes up gamma^i, the model the rest. So the longest horizon counts most while the critic is worse than the
+    model, and horizon 0 when it is better.
 
     :return: (K,), sum 1, float64
     """
