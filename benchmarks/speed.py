@@ -20,13 +20,14 @@ from statistics import median
 from typing import Any
 
 import torch as th
+from pendulum_prior import PRIOR
 from report import embed
 from stable_baselines3 import DDPG, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG, MAAC
+from sb3_valuegrad import DVG, DVPG, MAAC, MPG
 
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
@@ -59,6 +60,10 @@ MAAC_SYSTEMS: list[tuple[str, dict[str, Any], Any]] = [
 ]
 
 
+# An update of MPG with a prior model, policy step included, at most so many of SB3's DDPG's (issue 4)
+MPG_LIMIT = 6
+
+
 def paper_preset(units: int) -> dict[str, Any]:
     """The paper's world model beside an actor and a critic of this size; everything else as SB3's DDPG has it."""
     networks = dict(net_arch=[units, units], activation_fn=nn.ReLU, n_critics=1, layer_norm=False)
@@ -83,6 +88,15 @@ def maac(**changes: Any) -> MAAC:
     once = dict(model_fit_freq=10**9, model_fit_kwargs=dict(max_epochs=1))
     return MAAC("MlpPolicy", ENV, batch_size=256, buffer_size=20_000, seed=0, device="cpu", policy_kwargs=networks,
                 **{**once, "real_ratio": 1.0, **changes})  # fmt: skip
+
+
+def mpg() -> MPG:
+    """MPG({0, 25}) in the middle of its rule, with an analytic prior of three states and one action."""
+    networks = dict(net_arch=[64, 64], activation_fn=nn.ReLU, n_critics=1, layer_norm=False)
+    networks |= dict(world_model_class="analytic", world_model_kwargs=PRIOR)
+    half_way = dict(eta=1e-9, policy_delay=1, target_policy_noise=0.0)
+    return MPG("MlpPolicy", "Pendulum-v1", batch_size=256, buffer_size=20_000, seed=0, device="cpu", policy_kwargs=networks,
+               **half_way)  # fmt: skip
 
 
 def collect(model: BaseAlgorithm, steps: int = 2000) -> BaseAlgorithm:
@@ -174,6 +188,8 @@ def main() -> None:
             update = update_ratio(model, reference, args.steps, args.repeats)
             learn = learn_ratio(model, reference, 2 * args.steps, max(args.repeats // 3, 1))
             report(name, units, batch_size, f"{update:.2f}", f"{learn:.2f}", limit)
+    ratio = update_ratio(collect(mpg()), collect(ddpg(64, 128)), args.steps // 3, args.repeats)
+    report("MPG(0, 25), analytic prior", 64, 256, f"{ratio:.2f}", "", MPG_LIMIT)
     for name, changes, limit in MAAC_SYSTEMS:
         model = collect(maac(**changes))
         reference_sac = collect(sac())

@@ -153,7 +153,7 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     def _expansions(self, obs: th.Tensor, horizons: list[int]) -> th.Tensor:
         """``mean_s J_k(s)`` for each k of ``horizons``, (K,), differentiable along the gradient path; obs (N, S) flat."""
         later_policy = self._frozen_policy if self.gradient_path == "first-action" else None
-        starts = obs.repeat(self.n_samples, 1) if self.n_samples > 1 else obs
+        starts = obs.repeat(self.n_samples, 1) if self.n_samples > 1 and horizons[-1] > 0 else obs
         rollout = imagine(self.world_model, self._policy, starts, horizons[-1], later_policy)
         values = self._value(rollout, horizons)
         alive = None if rollout.endless else rollout.alive
