@@ -158,6 +158,10 @@ def test_weights_follow_the_measurements_and_survive_saving(tmp_path: Path) -> N
     assert loaded._weights() == agent._weights()
     loaded.learn(30, reset_num_timesteps=False)
     assert loaded._measured_at > 40
+    other = MPG.load(tmp_path / "model", env=PointEnv(), horizons=(0, 1, 2))
+    assert other._errors is None
+    other.learn(30)
+    assert other._errors is not None and len(other._errors[0]) == 3
 
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_path": "all-actions"}, {"n_steps": 3}, {"n_samples": 2}])

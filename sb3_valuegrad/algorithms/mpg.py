@@ -75,6 +75,8 @@ class MPG(DeterministicValueGradient):
         _check_horizons(self.horizons)
         # Here, not in the constructor: a loaded model may come with other arguments than it was saved with.
         self.horizon = max(self.horizons)
+        if self._errors is not None and len(self._errors[0]) != len(self.horizons):
+            self._errors = None  # they were measured for others
         super()._check_arguments()
         check_choice("weighting", self.weighting, tuple(WEIGHTINGS))
         check_count("weighting_updates", self.weighting_updates, 1)
