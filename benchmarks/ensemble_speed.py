@@ -4,17 +4,13 @@ A termination is learned beside them (7 networks of 2 x 64), although HalfCheeta
 
     python benchmarks/ensemble_speed.py               # the table, and results/ensemble_speed.csv
     python benchmarks/ensemble_speed.py --repeats 3   # a quick look
-    python benchmarks/ensemble_speed.py --mbrl        # beside mbrl-lib 0.2.0, if that can be imported
 
 Training: minibatches of 256; the floating-point operations of forward and backward (3 x 2 x weights x rows x networks)
 per second, as a share of what the machine's matrix product reaches in the same run, measured alternately: a square
 ``mm`` of 1024 and the ensemble's own ``bmm`` of hidden layers, whichever is faster. Rollouts: 10 000 and 100 000 rows
 one step ahead without gradients, rows split over the elites, in chunks of several sizes. Times are the process's CPU
 time, medians, so that a busy machine disturbs little.
-
-mbrl-lib (``pip install --no-deps mbrl==0.2.0 hydra-core==1.3.2 omegaconf==2.3.0 antlr4-python3-runtime==4.9.3
-termcolor``) is asked for the same: 7 networks of 4 x 200 SiLU units that predict state change and reward, 5 elites,
-normalised inputs; all rows at once, as its MBPO does. It predicts no termination; ours does.
+Beside mbrl-lib: benchmarks/mbrl_speed.py.
 """
 
 import argparse
@@ -26,7 +22,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch as th
 
 from sb3_valuegrad.gradients import guarded_step
@@ -44,10 +39,11 @@ def cpu_time(call: Callable[[], Any], times: int) -> float:
     return (time.process_time() - start) / times
 
 
-def medians(calls: dict[str, tuple[Callable[[], Any], int]], repeats: int) -> dict[str, float]:
+def medians(calls: dict[str, tuple[Callable[[], Any], int]], repeats: int, warm_up: bool = True) -> dict[str, float]:
     """Median seconds of each call, measured in turns."""
     for call, _ in calls.values():
-        call()
+        if warm_up:
+            call()
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, (call, times) in calls.items():
@@ -55,8 +51,8 @@ def medians(calls: dict[str, tuple[Callable[[], Any], int]], repeats: int) -> di
     return {name: median(seconds) for name, seconds in found.items()}
 
 
-def build() -> GaussianEnsemble:
-    model = GaussianEnsemble(S, A)
+def build(**kwargs: Any) -> GaussianEnsemble:
+    model = GaussianEnsemble(S, A, **kwargs)
     model.optimizer = th.optim.Adam(model.parameter_groups(), 1e-3, fused=True)
     model.observe_all(rows(2048))
     return model
@@ -118,67 +114,19 @@ def rollouts(repeats: int) -> list[list[Any]]:
     return table
 
 
-def mbrl_lib(repeats: int) -> list[list[Any]]:
-    """Its update and imagined steps beside ours, measured in turns."""
-    from mbrl.models import GaussianMLP, OneDTransitionRewardModel
-    from mbrl.types import TransitionBatch
-
-    silu = {"_target_": "torch.nn.SiLU"}
-    network = GaussianMLP(S + A, S + 1, "cpu", 4, 7, 200, propagation_method="random_model", activation_fn_cfg=silu)
-    theirs, ours, data = OneDTransitionRewardModel(network, normalize=True, num_elites=5), build(), rows(BATCH)
-    optimizer, first = th.optim.Adam(theirs.parameters(), 1e-3), rows(2048)
-    none = np.zeros(2048, dtype=bool)
-    arrays = [part.numpy() for part in (first.obs, first.actions, first.next_obs, first.rewards)]
-    theirs.update_normalizer(TransitionBatch(*arrays, none, none))
-    theirs.set_elite(range(5))
-    parts = [data.obs, data.actions, data.next_obs, data.rewards, data.dones, data.dones]
-    batch = TransitionBatch(*(part.expand(7, *part.shape).numpy() for part in parts))
-
-    def our_update() -> None:
-        loss = th.stack(list(ours.losses(data).values())).sum()
-        loss.item()
-        guarded_step(loss, [ours.optimizer])
-
-    found = medians({"theirs": (lambda: theirs.update(batch, optimizer), 10), "ours": (our_update, 10)}, repeats)
-    table = [_compared("update", found)]
-    for count in (10_000, 100_000):
-        many = rows(count)
-
-        def imagined(many: Transitions = many) -> None:
-            with th.no_grad():
-                theirs.sample(many.actions, {"obs": many.obs, "propagation_indices": None}, rng=th.Generator())
-
-        def our_imagined(many: Transitions = many) -> None:
-            with th.no_grad():
-                for obs, actions in zip(many.obs.split(4000), many.actions.split(4000), strict=True):
-                    ours.step(obs, actions)
-
-        found = medians({"theirs": (imagined, 1), "ours": (our_imagined, 1)}, max(repeats // 3, 1))
-        table.append(_compared(f"{count} imagined steps", found))
-    return table
-
-
-def _compared(what: str, seconds: dict[str, float]) -> list[Any]:
-    theirs, ours = seconds["theirs"], seconds["ours"]
-    return [f"mbrl-lib: {what}", f"{1e3 * theirs:.1f} ms", f"ours {1e3 * ours:.1f} ms, {theirs / ours:.2f} times as fast"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--mbrl", action="store_true", help="measure mbrl-lib, too")
     args = parser.parse_args()
     th.set_num_threads(1)
     th.manual_seed(0)
     table = [["what", "measured", "note"]]
-    for measure in (training, rollouts, *([mbrl_lib] if args.mbrl else [])):
+    for measure in (training, rollouts):
         for row in measure(args.repeats):
             table.append(row)
             print("{:<42}{:>16}   {}".format(*row), flush=True)
     versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "numpy"))
-    table.append(
-        [f"python benchmarks/ensemble_speed.py --repeats {args.repeats}" + " --mbrl" * args.mbrl, versions, "one thread"]
-    )
+    table.append([f"python benchmarks/ensemble_speed.py --repeats {args.repeats}", versions, "one thread"])
     with (RESULTS / "ensemble_speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows(table)
 

@@ -11,7 +11,6 @@ busy machine disturbs little; only the ratios are worth quoting. ``learn()`` is 
 import argparse
 import csv
 import importlib.metadata
-import resource
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG, MAAC, MPG
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG
 
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
@@ -62,6 +61,13 @@ MAAC_SYSTEMS: list[tuple[str, dict[str, Any], Any]] = [
 
 # An update of MPG with a prior model, policy step included, at most so many of SB3's DDPG's (issue 4)
 MPG_LIMIT = 6
+
+# ours, SB3's, units and batch size, the most that ours may need of it
+MEMORY: list[tuple[str, str, tuple[int, int], Any]] = [
+    ("DVPG(5)", "DDPG", (64, 128), 1.2),
+    ("MAAC(3)", "SAC", (256, 256), ""),
+    ("MBPO", "SAC", (256, 256), ""),
+]
 
 
 def paper_preset(units: int) -> dict[str, Any]:
@@ -135,23 +141,33 @@ def learn_ratio(model: BaseAlgorithm, reference: BaseAlgorithm, steps: int, repe
     return median(ratios)
 
 
+def alone(system: str) -> BaseAlgorithm:
+    """A system whose peak memory is measured; HalfCheetah's replay buffer is filled."""
+    if system == "DDPG":
+        return ddpg(64, 128, buffer_size=50_000)
+    if system == "DVPG(5)":
+        return DVPG("MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64))
+    if system == "SAC":
+        return SAC("MlpPolicy", ENV, buffer_size=50_000, learning_starts=1000, seed=0, device="cpu")
+    ours = {"MAAC(3)": MAAC, "MBPO": MBPO}[system]
+    return ours("MlpPolicy", ENV, buffer_size=50_000, seed=0, device="cpu", model_fit_kwargs=dict(max_epochs=1))
+
+
 def peak_memory(system: str) -> float:
-    """Peak resident memory in MB of a process that trains 3000 steps with the default replay buffer."""
+    """Peak resident memory in MB of a process that fills its replay buffer and trains: a fit, imagining, updates."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(call.stdout.splitlines()[-1])
 
 
 def train_alone(system: str) -> None:
-    """Train one system in this process, long enough to fill a buffer of 1000 steps more than the warm-up, and print
-    the peak memory in MB."""
+    """Train one system in this process, and print the peak memory in MB."""
     th.set_num_threads(1)
-    if system == "DDPG":
-        model: BaseAlgorithm = ddpg(64, 128, buffer_size=50_000)
-    else:
-        model = DVPG("MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64))
-    collect(model, 50_000).train(50, 128)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    model = collect(alone(system), 50_000)
+    model.train(50, model.batch_size)
+    # Not getrusage's: that includes what the process had from which this one was started.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) / 1024)
 
 
 def main() -> None:
@@ -166,7 +182,7 @@ def main() -> None:
 
     def report(*row: Any) -> None:
         rows.append(list(row))
-        print(("{:<26}" + "{:>12}" * (len(row) - 1)).format(*row), flush=True)
+        print(("{:<46}" + "{:>12}" * (len(row) - 1)).format(*row), flush=True)
 
     report("system", "units", "batch", "update", "learn", "limit")
     for units, batch_size in ((64, 128), (256, 256)):
@@ -196,8 +212,10 @@ def main() -> None:
         update = update_ratio(model, reference_sac, args.steps // 3, args.repeats)
         report(name + ", to SAC", 256, 256, f"{update:.2f}", "", limit)
     if not args.no_memory:
-        ours, theirs = peak_memory("DVPG"), peak_memory("DDPG")
-        report("peak memory, DVPG(5)", 64, 128, f"{ours / theirs:.2f}", "", 1.2)
+        for system, reference_name, size, limit in MEMORY:
+            ours, theirs = peak_memory(system), peak_memory(reference_name)
+            note = f"peak memory, {system}: {ours:.0f} MB, to {reference_name}"
+            report(note, *size, f"{ours / theirs:.2f}", "", limit)
     note = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "stable-baselines3", "numpy"))
     with (RESULTS / "speed.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, [note]])

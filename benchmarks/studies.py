@@ -5,6 +5,8 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+import sb3_valuegrad.envs
+
 
 @dataclass
 class Study:
@@ -95,9 +97,45 @@ def with_prior(env: str, weighting: str) -> tuple[str, dict[str, Any]]:
     return "MPG", {**kwargs, **rule, "gradient_steps": 1, "policy_kwargs": policy_kwargs}
 
 
+def ensembles(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What learns with imagined steps, as ``hyperparams/`` has it, and the model-free algorithms as they ship."""
+    return {
+        **{name: zoo(name, env) for name in ("MAAC", "MVE", "MBPO")},
+        **{name: (name, {}) for name in ("SAC", "TQC", "CrossQ")},
+    }
+
+
+def maac_ablations(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """MAAC with one part less (Clavera et al. 2020, Figs. 4 and 5), and with the paper's numbers where ours differ."""
+    return {
+        "MAAC": zoo("MAAC", env),
+        "H = 0 (STEVE-SAC)": zoo("MAAC", env, horizon=0),
+        "no STEVE": zoo("MAAC", env, target_estimator="td", target_horizon=0),
+        "five samples": zoo("MAAC", env, n_samples=5),
+        "real data only": zoo("MAAC", env, real_ratio=1.0),
+        "5% real data": zoo("MAAC", env, real_ratio=0.05),
+        "no entropy": zoo("MAAC", env, ent_coef=0.0),
+    }
+
+
+def mve_versions(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """MVE with and without TD-k, with the learned model and with the simulator itself, and DDPG: the same settings
+    (Feinberg et al. 2018, Figs. 3, 4 and 6). Networks, rates and noise are the package's defaults, not the paper's."""
+    oracle = dict(world_model_class="oracle", world_model_kwargs=dict(env_id=env))
+    # A short horizon and small minibatches, because every imagined step is one of MuJoCo's.
+    common = dict(horizon=3, batch_size=128)
+    return {
+        "MVE": zoo("MVE", env, **common),
+        "MVE without TD-k": zoo("MVE", env, **common, td_k=False),
+        "MVE with the oracle": zoo("MVE", env, **common, policy_kwargs=oracle),
+        "MVE with the oracle, without TD-k": zoo("MVE", env, **common, td_k=False, policy_kwargs=oracle),
+        "DDPG (H = 0)": zoo("MVE", env, **{**common, "horizon": 0}),
+    }
+
+
 def studies() -> dict[str, Study]:
     cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
-    pendulum, cart = "Pendulum-v1", "InvertedPendulum-v5"
+    pendulum, cart, observable = "Pendulum-v1", "InvertedPendulum-v5", "HalfCheetahObservable-v5"
     return {
         "halfcheetah": Study(
             cheetah,
@@ -122,16 +160,6 @@ def studies() -> dict[str, Study]:
             pendulum, 5_000, 500, {"DVPG": zoo("DVPG", pendulum), "DVG": zoo("DVG", pendulum)}, eval_episodes=10
         ),
         "invertedpendulum": Study(cart, 10_000, 1_000, {"DVPG": zoo("DVPG", cart), "DVG": zoo("DVG", cart)}),
-        "pendulum-ensembles": Study(
-            pendulum,
-            2_500,
-            250,
-            {
-                **{name: zoo(name, pendulum) for name in ("MAAC", "MVE", "MBPO")},
-                **{name: (name, {}) for name in ("SAC", "TQC", "CrossQ")},
-            },
-            eval_episodes=10,
-        ),
         "pendulum-prior": Study(
             pendulum,
             2_000,
@@ -152,6 +180,12 @@ def studies() -> dict[str, Study]:
             )
             for name, env in (("pathtracking", "PathTracking-v0"), ("pendulum-explicit", "InvertedPendulumExplicit-v5"))
         },
+        "pendulum-ensembles": Study(pendulum, 2_500, 250, ensembles(pendulum), eval_episodes=10),
+        "invertedpendulum-ensembles": Study(cart, 5_000, 500, ensembles(cart)),
+        "halfcheetah-ensembles": Study(cheetah, 20_000, 2_500, ensembles(cheetah), seeds=(0, 1, 2)),
+        "hopper-ensembles": Study(hopper, 30_000, 2_500, ensembles(hopper), seeds=(0, 1, 2)),
+        "maac-ablations": Study(pendulum, 1_500, 250, maac_ablations(pendulum), eval_episodes=10),
+        "mve": Study(observable, 10_000, 1_000, mve_versions(observable), seeds=(0, 1, 2)),
         "hopper": Study(hopper, 100_000, 5_000, {"DVPG": zoo("DVPG", hopper), **BASELINES}),
         "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),
         "swimmer": Study(swimmer, 100_000, 5_000, {"DVPG": zoo("DVPG", swimmer), **BASELINES}),
@@ -166,8 +200,6 @@ def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
     import sb3_contrib
     import stable_baselines3
     from stable_baselines3.common.noise import NormalActionNoise
-
-    import sb3_valuegrad.envs
 
     name, given = study.systems[system]
     kwargs = dict(given)

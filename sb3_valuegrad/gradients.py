@@ -44,7 +44,7 @@ def guarded_step(
     :param optimizers: of the networks that the loss trains; their gradients are consumed
     :param max_grad_norm: clip each optimizer's gradient to this norm; None: leave it
     :param after: what an earlier step on the same data returned as withheld: then this one is withheld, too
-    :return: for each optimizer the norm of its gradient before clipping; and whether the step was withheld (bool scalar)
+    :return: for each optimizer the norm of its gradient before clipping; and whether the step was withheld (scalar, 1 or 0)
     """
     # backward(), not torch.autograd.grad: that one's gradients have strides of their own for weight matrices, which
     # the fused CPU kernels of torch 2.13 silently take for the parameters'.
@@ -65,15 +65,14 @@ def _guarded(
     gradients = [[p.grad for p in parameters if p.grad is not None] for parameters in trained]
     norms = [_norm(part) for part in gradients]
     # Zero times what is not finite is NaN, which differs from zero: two kernels, where isfinite takes four.
-    withheld = th.ne(sum(norms, start=loss) * 0, 0)
+    withheld = (sum(norms, start=loss) * 0).ne_(0).float()
     if after is not None:
-        withheld = withheld | after
-    found_inf = withheld.float()
+        withheld = withheld.maximum(after)
     for optimizer, parameters, part, norm in zip(optimizers, trained, gradients, norms, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if all(group.get("fused") for group in optimizer.param_groups):
-            _fused_step(optimizer, parameters, part, found_inf)
+            _fused_step(optimizer, parameters, part, withheld)
         elif not withheld:
             optimizer.step()
         for parameter in parameters:

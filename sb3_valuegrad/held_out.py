@@ -22,9 +22,9 @@ def is_held_out(steps: np.ndarray, fraction: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def fitted_blocks(fraction: float, blocks: int) -> np.ndarray:
+def fitted_blocks(fraction: float, blocks: int) -> th.Tensor:
     """1.0 for each block of ``BLOCK`` positions that the world model is fitted to, 0.0 for those that are held out."""
-    return (~is_held_out(np.arange(blocks) * BLOCK, fraction)).astype(np.float32)
+    return th.from_numpy(~is_held_out(np.arange(blocks) * BLOCK, fraction)).float()
 
 
 def draws_its_own_way(buffer: ReplayBuffer) -> bool:

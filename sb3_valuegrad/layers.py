@@ -1,6 +1,8 @@
-"""Layers without the cost of calling modules, which for small networks is as much as that of their matrix products."""
+"""Layers without the cost of calling modules, which for small networks is as much as that of their matrix products; and
+large matrix products by the faster library."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -15,9 +17,61 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {
 }
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 
+# PyTorch leaves float32 products to MKL, which uses AVX-512 on Intel's processors alone. oneDNN, also part of PyTorch, uses
+# it wherever it is: on AMD's a large product takes half the time. Its calls cost more, so small ones stay with MKL.
+HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise")
+LARGE = 2**21  # multiplications
+
+
+def is_large(multiplications: int, weight: th.Tensor) -> bool:
+    """Whether oneDNN should make a product of this size with this matrix; never while something transforms or records the
+    code, nor with ``torch.backends.mkldnn`` switched off."""
+    return (
+        HAS_ONEDNN
+        and multiplications >= LARGE
+        and weight.dtype == th.float32
+        and weight.device.type == "cpu"
+        and th._C._get_mkldnn_enabled()
+        and not th._C._are_functorch_transforms_active()
+        and not th.compiler.is_compiling()
+    )
+
+
+def product(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """``left @ right + bias`` of matrices (N, I), (I, O) and a vector (O,), differentiable any number of times."""
+    if not is_large(len(left) * right.numel(), right):
+        return th.mm(left, right) if bias is None else th.addmm(bias, left, right)
+    if th.is_grad_enabled():
+        return _LargeProduct.apply(left, right, bias)
+    # It knows strides of matrices, but reads a vector as if it were contiguous.
+    bias = None if bias is None else bias.contiguous()
+    return th.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+
+
+class _LargeProduct(th.autograd.Function):
+    """oneDNN's product knows no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, left: th.Tensor, right: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        ctx.save_for_backward(left, right)
+        return product(left, right, bias)  # no gradient is recorded in here
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        left, right = ctx.saved_tensors
+        by_left, by_right, by_bias = ctx.needs_input_grad
+        of_left = product(gradient, right.t()) if by_left else None
+        of_right = None
+        if by_right and right.is_contiguous():
+            of_right = product(left.t(), gradient)
+        elif by_right:  # transposed: then its gradient, too, so that the parameter's has the parameter's strides
+            of_right = product(gradient.t(), left).t()
+        return of_left, of_right, gradient.sum(0) if by_bias else None
+
 
 def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
-    """``network(inputs)``, to the bit; whatever is not one of PyTorch's plain layers is called as the module it is."""
+    """``network(inputs)``, to the bit where no product is large; whatever is not one of PyTorch's plain layers is called as
+    the module it is."""
     if type(network) is not nn.Sequential or not _is_plain(network) or _has_any_global_hook():
         return network(inputs)
     is_own = False  # whether the tensor was made here, so that the next layer may overwrite it
@@ -27,12 +81,19 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
             inputs, is_own = layer(inputs), False  # a hook may have kept it
         elif type(layer) is nn.Linear and len(layer._parameters) == 2:  # its own, not replaced by plain tensors
             weights = layer._parameters
-            inputs, is_own = F.linear(inputs, weights["weight"], weights["bias"]), True  # type: ignore[arg-type]
+            inputs, is_own = linear(inputs, weights["weight"], weights["bias"]), True  # type: ignore[arg-type]
         elif is_own and type(layer) in ACTIVATIONS:
             inputs = ACTIVATIONS[type(layer)](inputs)
         else:
             inputs, is_own = layer(inputs), type(layer) is nn.LayerNorm
     return inputs
+
+
+def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+    """``F.linear``; to the bit where the product is not large."""
+    if is_large(len(inputs) * weight.numel(), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
+        return product(inputs, weight.t(), bias)
+    return F.linear(inputs, weight, bias)
 
 
 def squared_error(output: th.Tensor, target: th.Tensor, reduction: str = "mean") -> th.Tensor:

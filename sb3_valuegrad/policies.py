@@ -1,5 +1,6 @@
 """SB3's actor-critic policies with a world model as one more network."""
 
+import math
 import pickle
 from typing import Any
 
@@ -14,8 +15,8 @@ from stable_baselines3.common.torch_layers import (
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from stable_baselines3.sac.policies import Actor as SquashedActor
-from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
@@ -23,6 +24,7 @@ from sb3_valuegrad.layers import run_layers
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.world_models import WorldModel, get_world_model_class
 
+LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 FUSED_OPTIMIZERS = (th.optim.Adam, th.optim.AdamW)
 
 
@@ -92,7 +94,24 @@ class QCritic(_PlainFeatures, ContinuousCritic):
 
 
 class SquashedGaussianActor(_PlainFeatures, SquashedActor):
-    """SB3's actor of SAC."""
+    """SB3's actor of SAC; its samples without the distribution objects, which cost as much as a layer and wait for values
+    to check them."""
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
+        """Mean and log-deviation before the tanh, (N, A); no further arguments."""
+        latent = run_layers(self.latent_pi, self.extract_features(obs, self.features_extractor))
+        log_std = self.log_std(latent)  # type: ignore[operator]
+        return self.mu(latent), th.clamp(log_std, LOG_STD_MIN, LOG_STD_MAX), {}
+
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """A sample ``a = tanh(u)``, ``u ~ N(mean, std^2)`` by reparameterisation, (N, A), and its log-probability (N,),
+        ``sum(log N(u) - log(1 - a^2 + 1e-6))``; both SB3's own, gradients included, to the bit."""
+        mean, log_std, _ = self.get_action_dist_params(obs)
+        std = log_std.exp()
+        unsquashed = mean + th.randn_like(mean) * std
+        actions = th.tanh(unsquashed)
+        log_prob = -((unsquashed - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI
+        return actions, log_prob.sum(dim=1) - th.log(1 - actions**2 + 1e-6).sum(dim=1)
 
 
 class ValueGradientPolicy(BasePolicy):

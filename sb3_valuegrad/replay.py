@@ -79,9 +79,9 @@ class PackedReplayBuffer(ReplayBuffer):
         # The row holds the termination: an episode's end that is no time limit.
         self.rows[pos, :, self.obs_dim + self.action_dim + 1] = self.dones[pos] * (1 - self.timeouts[pos])
 
-    def gather(self, indices: np.ndarray) -> th.Tensor:
+    def gather(self, indices: th.Tensor) -> th.Tensor:
         """Rows (N, 2 S + A + 2) of flat indices (step * n_envs + env), copied, on the CPU."""
-        return self._tensor.index_select(0, th.from_numpy(indices))
+        return self._tensor.index_select(0, indices)
 
 
 def _as_view(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -115,19 +115,21 @@ def sample_batch(
     if isinstance(buffer, NStepReplayBuffer):
         # The world model learns one step whatever the critic's returns are.
         one_step = ReplayBuffer._get_samples(buffer, indices, env=env)
-    return _batch(samples, _transitions(one_step, flat, _shares(buffer, indices, held_out)))
+    return _batch(samples, _transitions(one_step, flat, _shares(buffer, th.from_numpy(indices), held_out)))
 
 
 def _from_rows(
     buffer: PackedReplayBuffer, batch_size: int, flat: FlatObservations, held_out: float, env: VecNormalize | None
 ) -> Batch:
-    indices = np.random.randint(0, buffer.size() * buffer.n_envs, size=batch_size)
+    # As SB3's buffers draw them: with one seed, horizon 0 makes the very updates that SB3's DDPG and TD3 make.
+    indices = th.from_numpy(np.random.randint(0, buffer.size() * buffer.n_envs, size=batch_size))
     rows = buffer.gather(indices)
     if env is not None:
         _normalize(rows, buffer, env)
     rows = rows.to(buffer.device)
     obs, actions, rewards, dones, next_obs = rows.split([buffer.obs_dim, buffer.action_dim, 1, 1, buffer.obs_dim], dim=1)
-    shares = _shares(buffer, indices // buffer.n_envs, held_out)
+    steps = indices if buffer.n_envs == 1 else indices // buffer.n_envs
+    shares = _shares(buffer, steps, held_out)
     transitions = Transitions(obs, actions, rewards[:, 0], dones[:, 0], next_obs, shares)
     return Batch(flat.unflatten(obs), actions, flat.unflatten(next_obs), dones, rewards, None, transitions)
 
@@ -148,13 +150,13 @@ def _draw(buffer: ReplayBuffer, batch_size: int) -> np.ndarray:
     return np.random.randint(0, buffer.size(), size=batch_size)
 
 
-def _shares(buffer: ReplayBuffer, steps: np.ndarray, held_out: float) -> th.Tensor | None:
+def _shares(buffer: ReplayBuffer, steps: th.Tensor, held_out: float) -> th.Tensor | None:
     """Each row's share in the world model's loss."""
     if held_out == 0:
         return None
     # Looked up: to decide for each row anew costs as much as to gather it.
-    counts = fitted_blocks(held_out, buffer.buffer_size // BLOCK + 1)[steps // BLOCK]
-    return th.from_numpy(counts / max(counts.sum(), 1.0)).to(buffer.device)
+    counts = fitted_blocks(held_out, buffer.buffer_size // BLOCK + 1).index_select(0, steps // BLOCK)
+    return counts.div_(counts.sum().clamp_(min=1)).to(buffer.device)
 
 
 def _transitions(samples: Any, flat: FlatObservations, shares: th.Tensor | None) -> Transitions:

@@ -197,7 +197,7 @@ def test_replay_buffer_is_saved_and_stays_packed(as_file: bool, tmp_path: Path) 
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
         assert np.shares_memory(getattr(right, name), right.rows)
     right.rewards[3, 0] = 42.0
-    row = right.gather(np.array([3]))[0]
+    row = right.gather(th.tensor([3]))[0]
     assert row[right.obs_dim + right.action_dim] == 42.0
     other.learn(30)
 

@@ -368,3 +368,40 @@ def test_saved_and_loaded_by_value(tmp_path: Path) -> None:
         step = model.world_model.step(obs, actions)
     with seeded(0):
         assert all(th.equal(part, again) for part, again in zip(step, loaded.world_model.step(obs, actions), strict=True))
+
+
+# ---------------------------------------------------------------- while no termination was seen
+
+
+def test_termination_networks_are_not_asked_before_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit what they would leave of a rollout, and its gradient; the loss still trains them."""
+    model, (obs, actions) = built(member_draw="rollout"), inputs(6)
+    assert model.may_end
+    model.observe_all(doubles(data(100)))  # nothing ends in here
+    assert not model.may_end
+    results = []
+    for may_end in (True, False):
+        model.may_end = may_end
+        with seeded(0):
+            start = obs.clone().requires_grad_()
+            rollout = imagine(model, lambda states: th.tanh(states[:, :A]), start, 3)
+        assert rollout.endless is not may_end
+        value = rollout.rewards.sum() + rollout.obs[-1].sum()
+        results.append([*rollout[:4], *th.autograd.grad(value, start), *model.member_predictions(obs, actions)])
+    for asked, not_asked in zip(*results, strict=True):
+        assert th.equal(asked, not_asked)
+    assert model.losses(doubles(ending(50))).keys() == built().losses(doubles(ending(50))).keys()
+
+    def never(*_: Any) -> th.Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(model.done_network, "forward", never)
+    model.step(obs, actions)
+    for take_note in (lambda: model.observe(doubles(data(5))), lambda: model.observe_all(doubles(ending(100))),
+                      lambda: model.load_state_dict(built().state_dict())):  # fmt: skip
+        model.may_end = False
+        take_note()
+        assert model.may_end
+    with pytest.raises(AssertionError):
+        model.step(obs, actions)
+    assert not built(termination="none").may_end

@@ -9,6 +9,7 @@ from small_models import draw, seeded, with_model
 from tiny import tiny
 
 from sb3_valuegrad import DVPG, MAAC, MVE
+from sb3_valuegrad.algorithms.targets import Evaluation, steve_value
 from sb3_valuegrad.returns import steve
 from sb3_valuegrad.world_models import WorldModel
 
@@ -125,6 +126,32 @@ def test_steve_target(estimator: str, horizon: int) -> None:
                         total, alive = total + gamma**time * alive * reward, alive * (1 - done)
         expected = steve(th.stack([th.stack(of_time) for of_time in estimates]))
         th.testing.assert_close(agent._next_value(batch)[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", [DVPG, MAAC])
+def test_steve_asks_policy_and_critics_once_about_the_state_that_is_given(algorithm: Any) -> None:
+    """All members start there: no more can be learned of it. A stochastic policy's one action serves them all, too."""
+    settings = {**QUIET, "target_estimator": "steve", "target_horizon": 2, "policy_kwargs": ENSEMBLE}
+    settings = settings if algorithm is DVPG else {**REAL_ONLY, **settings, "horizon": 0}
+    settings.pop("target_policy_noise" if algorithm is MAAC else "", None)
+    agent = with_model(algorithm, **settings)
+    seen: dict[str, list[th.Tensor]] = {"policy": [], "values": []}
+    evaluation = agent._evaluation()
+
+    def policy(obs: th.Tensor) -> Any:
+        seen["policy"].append(obs)
+        return evaluation.policy(obs)
+
+    def values(obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        seen["values"].append(obs)
+        return evaluation.values(obs, actions)
+
+    obs = draw(agent).next_observations
+    with th.no_grad():
+        steve_value(agent.world_model, Evaluation(policy, values, evaluation.alpha), obs, 2, agent.gamma)
+    for given in seen.values():
+        assert sum(len(rows) for rows in given) == 5 * len(obs)  # once, and two members at two later times
+        assert th.equal(given[0], obs)
 
 
 def test_steve_with_one_member_and_one_critic_is_mve() -> None:

@@ -56,7 +56,7 @@ def test_packed_rows_are_sb3s_samples(shape: tuple[int, ...], n_envs: int, steps
     expected: Any = theirs._get_samples(indices)
     np.random.seed(1)
     envs = np.random.randint(0, high=n_envs, size=len(indices))
-    rows = packed.gather(indices * n_envs + envs)
+    rows = packed.gather(th.from_numpy(indices * n_envs + envs))
     parts = (
         expected.observations.flatten(1),
         expected.actions,
@@ -73,7 +73,7 @@ def test_packed_rows_are_sb3s_samples(shape: tuple[int, ...], n_envs: int, steps
 
 def test_time_limits_are_no_terminations() -> None:
     buffer: Any = filled(PackedReplayBuffer(100, spaces.Box(-9, 9, (2,)), ACTIONS, device="cpu", n_envs=1), 40)
-    terminated = buffer.gather(np.arange(40))[:, 2 + 3 + 1].numpy()
+    terminated = buffer.gather(th.arange(40))[:, 2 + 3 + 1].numpy()
     # Ends at steps 9, 19, 29, 39, of which the second and the fourth are time limits.
     assert np.flatnonzero(terminated).tolist() == [9, 29]
     assert np.flatnonzero(buffer.dones[:, 0]).tolist() == [9, 19, 29, 39]
@@ -82,7 +82,7 @@ def test_time_limits_are_no_terminations() -> None:
 def test_handle_timeout_termination_false() -> None:
     space = spaces.Box(-9, 9, (2,))
     buffer: Any = PackedReplayBuffer(100, space, ACTIONS, device="cpu", n_envs=1, handle_timeout_termination=False)
-    terminated = filled(buffer, 40).gather(np.arange(40))[:, 6]  # type: ignore[attr-defined]
+    terminated = filled(buffer, 40).gather(th.arange(40))[:, 6]  # type: ignore[attr-defined]
     assert np.flatnonzero(terminated.numpy()).tolist() == [9, 19, 29, 39]
 
 

@@ -221,3 +221,17 @@ def test_only_what_was_imagined_is_saved() -> None:
 def test_bad_arguments(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("[", "\\[")):
         maac(**argument)
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_samples_are_sb3s_to_the_last_bit(rows: int) -> None:
+    """Actions, log-probabilities and the gradients of both, without SB3's distribution objects."""
+    theirs, ours = pair()
+    obs, results = th.randn(rows, *theirs.observation_space.shape), []
+    for agent in (theirs, ours):
+        with seeded(5):
+            actions, log_probs = agent.actor.action_log_prob(obs)
+        (actions.square().sum() + log_probs.sum()).backward()
+        results.append([actions, log_probs, *(parameter.grad for parameter in agent.actor.parameters())])
+    for expected, actual in zip(*results, strict=True):
+        assert th.equal(actual, expected)

@@ -5,12 +5,12 @@ Every algorithm of the package may use them (``target_estimator``, ``target_hori
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 
 from sb3_valuegrad.returns import steve, td_k_targets, value_expansions
-from sb3_valuegrad.rollouts import Policy, Rollout, imagine
+from sb3_valuegrad.rollouts import Dynamics, Policy, Rollout, imagine
 from sb3_valuegrad.world_models import WorldModel
 
 
@@ -35,16 +35,36 @@ class Expansion(NamedTuple):
     """(L, K, N): by each critic at the times asked for"""
 
 
-def expand(
-    model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, times: slice, split: bool = False
-) -> Expansion:
-    """Imagine ``horizon`` steps from ``obs`` (N, S) and value the states at ``times``.
+def expand(model: Dynamics, target: Evaluation, obs: th.Tensor, horizon: int) -> Expansion:
+    """Imagine ``horizon`` steps from ``obs`` (N, S) and value the last states."""
+    rollout = imagine(model, target.policy, obs, horizon)
+    values = target.values(rollout.obs[-1], rollout.actions[-1])[:, None]
+    return _with_entropy(target, rollout, values, slice(horizon, None))
 
-    :param split: row block m belongs to member m of the model
+
+def _expand_by_members(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int) -> Expansion:
+    """Imagine ``horizon`` steps from ``obs`` (N, S) with every member, in row blocks (members * N), and value all states.
+
+    At time 0 they are the same for all members: one action and one value of a state serve them all.
     """
-    rollout = imagine(model.by_member() if split else model, target.policy, obs, horizon)
-    states, actions = rollout.obs[times], rollout.actions[times]
-    values = target.values(states.flatten(0, 1), actions.flatten(0, 1)).view(-1, len(states), len(obs))
+    members = model.members
+
+    def first_action(_: th.Tensor) -> Any:
+        action = target.policy(obs)
+        return tuple(map(repeated, action)) if isinstance(action, tuple) else repeated(action)
+
+    def repeated(rows: th.Tensor) -> th.Tensor:
+        return rows.repeat(members, *[1] * (rows.dim() - 1))
+
+    rollout = imagine(model.by_member(), first_action, repeated(obs), horizon, target.policy)
+    first = target.values(obs, rollout.actions[0, : len(obs)]).repeat(1, members)
+    later = target.values(rollout.obs[1:].flatten(0, 1), rollout.actions[1:].flatten(0, 1))
+    values = th.cat([first, later], dim=1).view(len(first), horizon + 1, -1)
+    return _with_entropy(target, rollout, values, slice(None))
+
+
+def _with_entropy(target: Evaluation, rollout: Rollout, values: th.Tensor, times: slice) -> Expansion:
+    """Rewards, and values (L, K, N) at these times, with the entropy's worth."""
     if target.alpha is None or rollout.log_probs is None:
         return Expansion(rollout, rollout.rewards, values)
     bonuses = -target.alpha * rollout.log_probs
@@ -52,11 +72,11 @@ def expand(
 
 
 def longest_expansion(
-    model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float, split: bool = False
+    model: Dynamics, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float
 ) -> tuple[th.Tensor, Rollout]:
     """J_H under a policy and the smallest of its critics, (N,), and the rollout; see :func:`expand`."""
-    rollout, rewards, values = expand(model, target, obs, horizon, slice(horizon, None), split)
-    return value_expansions(rewards, rollout.alive, values.amin(0), gamma, [horizon])[0], rollout
+    rollout, rewards, values = expand(model, target, obs, horizon)
+    return value_expansions(rewards, _alive(rollout), values.amin(0), gamma, [horizon])[0], rollout
 
 
 def mve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
@@ -68,7 +88,7 @@ def td_k_examples(
     model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float
 ) -> tuple[Rollout, th.Tensor]:
     """The rollout whose states become training examples, and their targets y_0 .. y_H, (H + 1, N) (MVE Alg. 1)."""
-    rollout, rewards, values = expand(model, target, obs, horizon, slice(horizon, None))
+    rollout, rewards, values = expand(model, target, obs, horizon)
     return rollout, td_k_targets(rewards, rollout.alive, values.amin(0)[0], gamma)
 
 
@@ -80,24 +100,31 @@ def steve_value(
     :param crossed: combine the states of one member with the rewards of every other, too, as the paper does with reward
         networks of their own. Ours come from the same network as the states, so that this costs ``members`` times as much
     """
-    members, rows = model.members, len(obs)
-    rollout, rewards, values = expand(model, target, obs.repeat(members, 1), horizon, slice(None), split=True)
-    of_values = _expansions(th.zeros_like(rewards)[None], rollout.alive, values, gamma)
+    rows = len(obs)
+    rollout, rewards, values = _expand_by_members(model, target, obs, horizon)
+    alive = _alive(rollout)
+    of_values = _expansions(th.zeros_like(rewards)[None], alive, values, gamma)
     all_rewards = _crossed_rewards(model, rollout, rewards) if crossed else rewards[None]
-    of_rewards = _expansions(all_rewards, rollout.alive, th.zeros_like(values[:1]), gamma)
+    of_rewards = _expansions(all_rewards, alive, th.zeros_like(values[:1]), gamma)
     # (H + 1, rewards' members, critics, states' members, N): every combination is one estimate.
     expansions = of_rewards[:, :, None] + of_values[:, None]
     return steve(expansions.view(horizon + 1, -1, rows))
 
 
-def _expansions(rewards: th.Tensor, alive: th.Tensor, values: th.Tensor, gamma: float) -> th.Tensor:
+def _alive(rollout: Rollout) -> th.Tensor | None:
+    """c_t (H + 1, N), or None where nothing ends, which spares the products with ones."""
+    return None if rollout.endless else rollout.alive
+
+
+def _expansions(rewards: th.Tensor, alive: th.Tensor | None, values: th.Tensor, gamma: float) -> th.Tensor:
     """J_0 .. J_H of several versions of rewards (V, H, N) or values (V, H + 1, N): (H + 1, V, N)."""
     versions = max(len(rewards), len(values))
 
     def by_column(version: th.Tensor) -> th.Tensor:
         return version.expand(versions, *version.shape[1:]).transpose(0, 1).flatten(1)
 
-    wide = value_expansions(by_column(rewards), by_column(alive[None]), by_column(values), gamma)
+    survival = None if alive is None else by_column(alive[None])
+    wide = value_expansions(by_column(rewards), survival, by_column(values), gamma)
     return wide.view(len(wide), versions, -1)
 
 

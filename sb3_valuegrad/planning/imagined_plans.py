@@ -70,6 +70,6 @@ class ImaginedPlans:
         copies = self.copies
         judged = Evaluation(open_loop(plans.repeat(1, copies, 1), self.mode), self.values)
         expansion, _ = longest_expansion(
-            self.world_model, judged, obs.repeat(copies, 1), self.horizon, self.model.gamma, split=True
+            self.world_model.by_member(), judged, obs.repeat(copies, 1), self.horizon, self.model.gamma
         )
         return expansion.view(copies, -1).mean(0)

@@ -74,7 +74,6 @@ class GaussianEnsemble(LearnedWorldModel):
         self.member_draw, self.deterministic, self.bootstrap = member_draw, deterministic, bootstrap
         # Mean and log-variance of the state, mean and log-variance of the reward; log-odds of the termination.
         inputs, outputs = obs_dim + action_dim, 2 * obs_dim + 2 * int(self.learns_reward)
-        self.other_outputs = outputs - 2 * obs_dim + int(self.learns_termination)
         self.network = ParallelMlp(self.n_members, inputs, outputs, net_arch, activation_fn)
         if self.learns_termination:
             # Not a head of the same network: the likelihood's gradient grows as the variances shrink, and on a nearly
@@ -82,13 +81,15 @@ class GaussianEnsemble(LearnedWorldModel):
             self.done_network = ParallelMlp(self.n_members, inputs, 1, DONE_ARCH, activation_fn)
 
     def _outputs(self, inputs: th.Tensor, members: int | None = None) -> th.Tensor:
-        """Raw outputs of all heads, as :class:`ParallelMlp` takes and gives them."""
+        """Raw outputs of all heads, as :class:`ParallelMlp` takes and gives them; the termination's, the last, only where
+        it counts."""
         output = self.network(inputs, members)
-        return th.cat([output, self.done_network(inputs, members)], dim=2) if self.learns_termination else output
+        return th.cat([output, self.done_network(inputs, members)], dim=2) if self.may_end else output
 
     def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Raw outputs to the state's mean and raw log-variance (..., S), and those of the other heads (..., X)."""
-        mean, log_var, others = output.split([self.obs_dim, self.obs_dim, self.other_outputs], dim=-1)
+        dim = self.obs_dim
+        mean, log_var, others = output.split([dim, dim, output.shape[-1] - 2 * dim], dim=-1)
         return mean, log_var, others
 
     # ---------------------------------------------------------------- rollouts
@@ -152,7 +153,8 @@ class GaussianEnsemble(LearnedWorldModel):
 
         :param data: rows for all networks (N, ...), or for each its own (M, N, ...)
         """
-        mean, log_var, others = self._split(self._outputs(self._inputs(data.obs, data.actions)))
+        inputs = self._inputs(data.obs, data.actions)
+        mean, log_var, others = self._split(self.network(inputs))
         state, reward = self._targets(data)
         of_state = negative_log_likelihood(mean, bounded(log_var), state).mean(-1)
         losses = {"model_state_loss": mean_over_rows(of_state, data.weights)}
@@ -160,7 +162,7 @@ class GaussianEnsemble(LearnedWorldModel):
             of_reward = negative_log_likelihood(others[..., 0], bounded(others[..., 1]), reward)
             losses["model_reward_loss"] = mean_over_rows(of_reward, data.weights)
         if self.learns_termination:
-            losses["model_done_loss"] = self._termination_loss(others[..., -1], data)
+            losses["model_done_loss"] = self._termination_loss(self.done_network(inputs)[..., 0], data)
         return losses
 
 

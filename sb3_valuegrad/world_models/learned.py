@@ -1,6 +1,7 @@
 """What all learned world models share: a known or learned reward and termination, and running scales."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch.nn import functional as F
@@ -50,6 +51,9 @@ class LearnedWorldModel(WorldModel):
         self.learns_reward = reward_fn is None
         self.learns_termination = termination == "learned"
         self.extra_heads = int(self.learns_reward) + int(self.learns_termination)
+        # Whether any termination may have been seen. Known in Python only after a whole data set: to ask ``seen_dones`` in
+        # every step would make an accelerator wait.
+        self.may_end = self.learns_termination
         if normalize:
             self.input_scaler = RunningScaler(obs_dim + action_dim)
             self.state_scaler = RunningScaler(obs_dim)
@@ -91,7 +95,7 @@ class LearnedWorldModel(WorldModel):
     def outcome(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor | None]:
-        """Rewards (M,) and chances of termination (M,)."""
+        """Rewards (M,) and chances of termination (M,); None for these while no termination was seen."""
         heads = () if hint is None else hint.unbind(1)
         if self.reward_fn is not None:
             rewards = self.reward_fn(obs, actions, next_obs)
@@ -99,7 +103,7 @@ class LearnedWorldModel(WorldModel):
             rewards = self._reward(heads[0])
         if self.termination_fn is not None:
             return rewards, self.termination_fn(obs, actions, next_obs).to(rewards.dtype)
-        return rewards, self._termination(heads[-1]) if self.learns_termination else None
+        return rewards, self._termination(heads[-1]) if self.may_end else None
 
     def _termination(self, logits: th.Tensor) -> th.Tensor:
         """The chance of termination. The loss balances the classes, so the log-odds are shifted back to the rate that
@@ -119,6 +123,7 @@ class LearnedWorldModel(WorldModel):
         if self.learns_termination:
             self.seen_dones += data.dones.sum()
             self.seen_rows += len(data.dones)
+            self.may_end = True
 
     def observe_all(self, data: Transitions) -> None:
         """The scales of a whole data set, and its rate of terminations, in place of the running ones."""
@@ -127,6 +132,11 @@ class LearnedWorldModel(WorldModel):
         if self.learns_termination:
             self.seen_dones.copy_(data.dones.sum())
             self.seen_rows.fill_(len(data.dones))
+            self.may_end = bool(data.dones.any())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.may_end = self.learns_termination
 
     def _scaled(self, data: Transitions) -> list[tuple[RunningScaler, th.Tensor]]:
         """What is put on unit scale, and by which scaler."""

@@ -7,11 +7,11 @@ from typing import cast
 import torch as th
 from torch import nn
 
-from sb3_valuegrad.layers import activate
+from sb3_valuegrad.layers import activate, is_large, product
 
 
 class ParallelMlp(nn.Module):
-    """``M`` separate multi-layer perceptrons of the same shape, as batched matrix products.
+    """``M`` separate multi-layer perceptrons of the same shape, as batched matrix products where these are small.
 
     Each member is initialised as PyTorch initialises its own ``nn.Linear`` layers.
 
@@ -30,6 +30,7 @@ class ParallelMlp(nn.Module):
         self.weights = nn.ParameterList(th.stack([linear.weight.detach().t() for linear in layer]) for layer in layers)
         self.biases = nn.ParameterList(th.stack([linear.bias.detach()[None] for linear in layer]) for layer in layers)
         self.activation = activation_fn()
+        self.largest_layer = max(size * next_size for size, next_size in pairwise(sizes))  # weights
 
     def forward(self, inputs: th.Tensor, members: int | None = None) -> th.Tensor:
         """Rows for all members (N, input_dim), or for each its own (M, N, input_dim), to (M, N, output_dim).
@@ -43,9 +44,25 @@ class ParallelMlp(nn.Module):
         if members is not None and members < self.members:
             # Views, no copies.
             layers = [(bias[:members], weight[:members]) for bias, weight in layers]
+        if is_large(inputs.shape[-2] * self.largest_layer, layers[0][1]):
+            return self._one_by_one(inputs, layers)
         hidden = inputs.expand(len(layers[0][0]), *inputs.shape) if inputs.dim() == 2 else inputs
         *layers, last = layers
         for bias, weight in layers:
             hidden = activate(self.activation, th.baddbmm(bias, hidden, weight))
         bias, weight = last
         return th.baddbmm(bias, hidden, weight)
+
+    def _one_by_one(self, inputs: th.Tensor, layers: list[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
+        """Large products: each member's hidden layers stay in the cache, and the faster library has no batched product."""
+        members = len(layers[0][0])
+        by_member = [list(zip(bias[:, 0].unbind(), weight.unbind(), strict=True)) for bias, weight in layers]
+        outputs = []
+        for hidden, *layers_of_one in zip(
+            inputs.unbind() if inputs.dim() == 3 else [inputs] * members, *by_member, strict=True
+        ):
+            for bias, weight in layers_of_one[:-1]:
+                hidden = activate(self.activation, product(hidden, weight, bias))
+            bias, weight = layers_of_one[-1]
+            outputs.append(product(hidden, weight, bias))
+        return th.stack(outputs)
