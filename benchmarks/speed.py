@@ -20,13 +20,14 @@ from statistics import median
 from typing import Any
 
 import torch as th
+from pendulum_prior import PRIOR
 from report import embed
 from stable_baselines3 import DDPG, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG
 
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
@@ -59,6 +60,9 @@ MAAC_SYSTEMS: list[tuple[str, dict[str, Any], Any]] = [
 ]
 
 
+# An update of MPG with a prior model, policy step included, at most so many of SB3's DDPG's (issue 4)
+MPG_LIMIT = 6
+
 # ours, SB3's, the most that ours may need of its memory
 MEMORY: list[tuple[str, str, Any]] = [("DVPG(5)", "DDPG", 1.2), ("MAAC(3)", "SAC", ""), ("MBPO", "SAC", "")]
 
@@ -87,6 +91,15 @@ def maac(**changes: Any) -> MAAC:
     once = dict(model_fit_freq=10**9, model_fit_kwargs=dict(max_epochs=1))
     return MAAC("MlpPolicy", ENV, batch_size=256, buffer_size=20_000, seed=0, device="cpu", policy_kwargs=networks,
                 **{**once, "real_ratio": 1.0, **changes})  # fmt: skip
+
+
+def mpg() -> MPG:
+    """MPG({0, 25}) in the middle of its rule, with an analytic prior of three states and one action."""
+    networks = dict(net_arch=[64, 64], activation_fn=nn.ReLU, n_critics=1, layer_norm=False)
+    networks |= dict(world_model_class="analytic", world_model_kwargs=PRIOR)
+    half_way = dict(eta=1e-9, policy_delay=1, target_policy_noise=0.0)
+    return MPG("MlpPolicy", "Pendulum-v1", batch_size=256, buffer_size=20_000, seed=0, device="cpu", policy_kwargs=networks,
+               **half_way)  # fmt: skip
 
 
 def collect(model: BaseAlgorithm, steps: int = 2000) -> BaseAlgorithm:
@@ -182,6 +195,8 @@ def times(repeats: int, steps: int) -> list[list[Any]]:
             update = update_ratio(model, reference, steps, repeats)
             learn = learn_ratio(model, reference, 2 * steps, max(repeats // 3, 1))
             report(name, units, batch_size, f"{update:.2f}", f"{learn:.2f}", limit)
+    ratio = update_ratio(collect(mpg()), collect(ddpg(64, 128)), steps // 3, repeats)
+    report("MPG(0, 25), analytic prior", 64, 256, f"{ratio:.2f}", "", MPG_LIMIT)
     for name, changes, limit in MAAC_SYSTEMS:
         model = collect(maac(**changes))
         reference_sac = collect(sac())

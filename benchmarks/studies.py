@@ -1,11 +1,11 @@
 """The learning studies: which systems, which task, how many steps and seeds. ``learning.py`` runs them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-import sb3_valuegrad.envs  # noqa: F401 (registers the fully observable tasks)
+import sb3_valuegrad.envs
 
 
 @dataclass
@@ -18,6 +18,7 @@ class Study:
         of Gaussian action noise
     :param seeds: seeds of the training runs
     :param eval_episodes: episodes of one evaluation, the same starts each time
+    :param eval_env_kwargs: what the environment of the evaluations is made with
     """
 
     env: str
@@ -26,6 +27,7 @@ class Study:
     systems: dict[str, tuple[str, dict[str, Any]]]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     eval_episodes: int = 5
+    eval_env_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 # SB3's own algorithms, everything at its default except what the name says.
@@ -43,9 +45,10 @@ def zoo(algorithm: str, env: str, preset: str = "", **changes: Any) -> tuple[str
     """
     from rl_zoo3.exp_manager import ExperimentManager
 
-    from sb3_valuegrad.zoo.manager import hyperparams_file, read_entry
+    from sb3_valuegrad.zoo.manager import _make_schedules, hyperparams_file, read_entry
 
     entry = ExperimentManager._preprocess_schedules(read_entry(hyperparams_file(preset + algorithm.lower()), env))
+    _make_schedules(entry)
     kwargs = {key: value for key, value in entry.items() if key not in ("n_timesteps", "policy")}
     return algorithm, {**kwargs, **changes}
 
@@ -62,6 +65,36 @@ def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "DDPG (horizon 0)": zoo("DVG", env, "paper/", horizon=0),
         "DVPG (scaled model)": (algorithm, scaled),
     }
+
+
+def mixed_policy_gradient(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The six algorithms of the MPG paper's Table I with equal networks, rates and buffer (Table VI). TD3 and SAC are ours
+    without a horizon, which are SB3's with a learning rate for the critic alone."""
+    _, mpg = zoo("MPG", env, "paper/")
+    shared = {key: mpg[key] for key in mpg.keys() - {"horizons", "eta", "weighting_updates", "min_weight"}}
+    policy_kwargs = mpg["policy_kwargs"]
+    one_critic = {"n_steps": 25, "policy_kwargs": {**policy_kwargs, "n_critics": 1}}
+    of_sac = {key: shared[key] for key in shared.keys() - {"target_policy_noise", "policy_delay", "action_noise"}}
+    plain_sac = {"target_estimator": "td", "target_horizon": 0, "real_ratio": 1.0, "model_fit_freq": None}
+    return {
+        "MPG-v1": ("MPG", {**mpg, **one_critic}),
+        "MPG-v2": ("MPG", mpg),
+        "MPG-v2, measured weights": ("MPG", {**mpg, "weighting": "variance"}),
+        "n-step DPG": ("DVG", {**shared, **one_critic, "horizon": 0}),
+        "n-step ADP": ("DVG", {**shared, **one_critic, "horizon": 25, "gradient_path": "all-actions"}),
+        "TD3": ("DVG", {**shared, "horizon": 0, "target_policy_noise": 0.1}),
+        "SAC": ("MAAC", {**of_sac, **plain_sac, "horizon": 0, "ent_coef": 0.03}),
+    }
+
+
+def with_prior(env: str, weighting: str) -> tuple[str, dict[str, Any]]:
+    """MPG on Pendulum with a prior model that is somewhat wrong."""
+    from pendulum_prior import PRIOR
+
+    _, kwargs = zoo("MPG", env)
+    policy_kwargs = {"net_arch": [64, 64], "world_model_class": "analytic", "world_model_kwargs": PRIOR}
+    rule = {"horizons": (0, 25), "eta": 0.1, "weighting_updates": 2000, "weighting": weighting}
+    return "MPG", {**kwargs, **rule, "gradient_steps": 1, "policy_kwargs": policy_kwargs}
 
 
 def ensembles(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -127,6 +160,26 @@ def studies() -> dict[str, Study]:
             pendulum, 5_000, 500, {"DVPG": zoo("DVPG", pendulum), "DVG": zoo("DVG", pendulum)}, eval_episodes=10
         ),
         "invertedpendulum": Study(cart, 10_000, 1_000, {"DVPG": zoo("DVPG", cart), "DVG": zoo("DVG", cart)}),
+        "pendulum-prior": Study(
+            pendulum,
+            2_000,
+            250,
+            {"MPG, rule": with_prior(pendulum, "rule"), "MPG, measured weights": with_prior(pendulum, "variance")},
+            seeds=(0, 1, 2),
+            eval_episodes=10,
+        ),
+        # Table I of the MPG paper; an environment step is an iteration.
+        **{
+            name: Study(
+                env,
+                100_000,
+                3_000,
+                mixed_policy_gradient(env),
+                seeds=(0, 1, 2),
+                eval_env_kwargs={"early_reset": False},
+            )
+            for name, env in (("pathtracking", "PathTracking-v0"), ("pendulum-explicit", "InvertedPendulumExplicit-v5"))
+        },
         "pendulum-ensembles": Study(pendulum, 2_500, 250, ensembles(pendulum), eval_episodes=10),
         "invertedpendulum-ensembles": Study(cart, 5_000, 500, ensembles(cart)),
         "halfcheetah-ensembles": Study(cheetah, 20_000, 2_500, ensembles(cheetah), seeds=(0, 1, 2)),
@@ -147,8 +200,6 @@ def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
     import sb3_contrib
     import stable_baselines3
     from stable_baselines3.common.noise import NormalActionNoise
-
-    import sb3_valuegrad
 
     name, given = study.systems[system]
     kwargs = dict(given)

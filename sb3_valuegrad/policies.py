@@ -1,6 +1,7 @@
 """SB3's actor-critic policies with a world model as one more network."""
 
 import math
+import pickle
 from typing import Any
 
 import torch as th
@@ -122,7 +123,7 @@ class ValueGradientPolicy(BasePolicy):
     :param optimizer_class: of all networks, the world model included
     :param optimizer_kwargs: its arguments, without the learning rate; Adam and AdamW are fused unless they say otherwise
     :param layer_norm: LayerNorm in the critics
-    :param world_model_class: alias ("mlp", "ensemble", "oracle") or subclass of
+    :param world_model_class: alias ("mlp", "ensemble", "oracle", "analytic") or subclass of
         :class:`~sb3_valuegrad.world_models.WorldModel`
     :param world_model_kwargs: its arguments
     :raises ValueError: for an unknown world model
@@ -177,6 +178,9 @@ class ValueGradientPolicy(BasePolicy):
         model_class = get_world_model_class(self.world_model_class)
         action_dim = get_action_dim(self.action_space)
         self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(self.device)
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = (th.as_tensor(bound).flatten() for bound in (self.action_space.low, self.action_space.high))
+        self.world_model.set_action_bounds(low.to(self.device), high.to(self.device))
         self._has_modes = any(_has_modes(network) for network in (self.actor, self.critic, self.world_model))
         if self.world_model.is_learned:
             self.world_model.optimizer = self.optimizer_class(
@@ -197,6 +201,19 @@ class ValueGradientPolicy(BasePolicy):
             world_model_kwargs=self.world_model_kwargs,
         )
         return data
+
+    def save(self, path: str) -> None:
+        """SB3's ``save``.
+
+        :raises ValueError: if an argument of the policy cannot be pickled, such as a lambda in ``world_model_kwargs``
+        """
+        try:
+            super().save(path)
+        except (pickle.PicklingError, AttributeError) as error:
+            raise ValueError(
+                f"policy_kwargs hold something that cannot be saved by an import path ({error}). Define functions and classes "
+                "in a module that can be imported; model.save() stores the code of others."
+            ) from error
 
     def set_training_mode(self, mode: bool) -> None:
         """Called around every update: a walk over all layers, which is skipped where no layer would notice."""

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import PointEnv, same, snapshot, tensors, tiny
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad import DVG, DVPG, MPG
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.replay import PackedReplayBuffer
 from sb3_valuegrad.world_models import WorldModel
@@ -65,7 +65,7 @@ def test_every_argument_is_stored_under_its_own_name() -> None:
     assert model.fictitious_samples == 4 and model.fictitious_updates == 2 and model.bootstrap is True
 
 
-@pytest.mark.parametrize("algorithm", [DVG, DVPG])
+@pytest.mark.parametrize("algorithm", [DVG, DVPG, MPG])
 def test_save_and_load_carry_the_world_model(algorithm: Any, tmp_path: Path) -> None:
     model = tiny(algorithm=algorithm, model_gradient_steps=2).learn(40)
     before = snapshot(model)
@@ -230,7 +230,7 @@ def test_resumed_run_continues(tmp_path: Path) -> None:
     assert resumed._n_updates == updates + 30 and resumed._n_model_updates == model_updates + 30
 
 
-@pytest.mark.parametrize("algorithm", [DVG, DVPG])
+@pytest.mark.parametrize("algorithm", [DVG, DVPG, MPG])
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_seeded_runs_repeat_exactly(algorithm: Any, n_envs: int) -> None:
     runs = [snapshot(tiny(several(n_envs), algorithm, seed=seed).learn(60)) for seed in (7, 7, 8)]
@@ -588,7 +588,7 @@ def test_registered_environments_by_name() -> None:
 # ---------------------------------------------------------------- the constructor, and models that need no training
 
 
-@pytest.mark.parametrize("algorithm", [DVG, DVPG])
+@pytest.mark.parametrize("algorithm", [DVG, DVPG, MPG])
 def test_signature_shows_every_argument(algorithm: Any) -> None:
     """A leaf spells out only its own arguments; editors and help() still see all of them, in TD3's order."""
     shown = inspect.signature(algorithm).parameters

@@ -10,7 +10,7 @@ from lqr import LinearQuadratic, LinearQuadraticEnv, Truth, make_gain, make_syst
 from test_value_expansions import gradient
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad import DVG, DVPG, MPG
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
 from sb3_valuegrad.returns import value_expansions
 from sb3_valuegrad.rollouts import imagine
@@ -119,19 +119,16 @@ def test_the_optimum_is_the_riccati_one() -> None:
     assert cost(lambda state: 0 * state[:, :1]) > 1.5 * optimal_cost()  # there is something to learn
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "arguments"),
-    [(DVG, {"horizon": 5}), (DVPG, {"horizon": 3, "lambda_": 0.5})],
-    ids=["DVG(5)", "DVPG(3)"],
-)
-def test_learning_reaches_the_riccati_optimum(algorithm: type[DeterministicValueGradient], arguments: dict[str, Any]) -> None:
-    """1.02 times the optimal cost with everything learned: critic, next state, reward."""
+def make_agent(algorithm: type[DeterministicValueGradient], model: dict[str, Any], **arguments: Any) -> Any:
+    """An agent of which everything that learns slows down.
+
+    :param model: what the policy takes of world_model_class and world_model_kwargs
+    """
 
     def decaying(progress: float) -> float:
         return 1e-3 * progress
 
-    agent = algorithm(
+    return algorithm(
         "MlpPolicy",
         LinearQuadraticEnv(),
         learning_rate=decaying,
@@ -143,19 +140,57 @@ def test_learning_reaches_the_riccati_optimum(algorithm: type[DeterministicValue
         gamma=LinearQuadraticEnv.GAMMA,
         action_noise=0.2,
         target_policy_noise=0.0,
-        policy_kwargs={
-            "net_arch": [32, 32],
-            "n_critics": 1,
-            "world_model_kwargs": {"net_arch": [64], "termination": "none"},
-        },
+        policy_kwargs={"net_arch": [32, 32], "n_critics": 1, **model},
         seed=0,
         device="cpu",
         **arguments,
     )
 
-    def policy(state: np.ndarray) -> np.ndarray:
-        return agent.predict(state.astype(np.float32), deterministic=True)[0]
 
-    assert cost(policy) > 1.2 * optimal_cost()
+def cost_of(agent: Any) -> float:
+    return cost(lambda state: agent.predict(state.astype(np.float32), deterministic=True)[0])
+
+
+LEARNED = {"world_model_kwargs": {"net_arch": [64], "termination": "none"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        (DVG, {"horizon": 5}),
+        (DVPG, {"horizon": 3, "lambda_": 0.5}),
+        (MPG, {"horizons": (0, 5), "eta": 0.4, "weighting_updates": 1500, "policy_delay": 1}),
+    ],
+    ids=["DVG(5)", "DVPG(3)", "MPG(0,5)"],
+)
+def test_learning_reaches_the_riccati_optimum(algorithm: type[DeterministicValueGradient], arguments: dict[str, Any]) -> None:
+    """1.02 times the optimal cost with everything learned: critic, next state, reward."""
+    agent = make_agent(algorithm, LEARNED, **arguments)
+    assert cost_of(agent) > 1.2 * optimal_cost()
     agent.learn(2000)
-    assert cost(policy) < 1.02 * optimal_cost()
+    assert cost_of(agent) < 1.02 * optimal_cost()
+
+
+def wrong_step(obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    """The task, with a drift and an action that does too much."""
+    A, B = (th.tensor(matrix, dtype=obs.dtype) for matrix in (LinearQuadraticEnv.A, LinearQuadraticEnv.B))
+    return obs @ A.T + 2.5 * actions @ B.T + 0.1
+
+
+def right_reward(obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+    system = LinearQuadraticEnv.system()
+    return system.reward(obs.to(system.A), actions.to(system.A))
+
+
+@pytest.mark.slow
+def test_mpg_recovers_from_a_prior_that_misleads() -> None:
+    """The model's gradient alone ends where the wrong model is right; MPG begins there and ends at the optimum."""
+    prior = {
+        "world_model_class": "analytic",
+        "world_model_kwargs": {"transition_fn": wrong_step, "reward_fn": right_reward},
+    }
+    model_alone = make_agent(DVG, prior, horizon=25).learn(2000)
+    assert cost_of(model_alone) > 1.1 * optimal_cost()
+    mixed = make_agent(MPG, prior, horizons=(0, 25), weighting_updates=1000, policy_delay=1).learn(2000)
+    assert cost_of(mixed) < 1.02 * optimal_cost()

@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG
+from sb3_valuegrad import DVG, DVPG, MPG
 from sb3_valuegrad.algorithms.deterministic import DeterministicValueGradient
 from sb3_valuegrad.gradients import frozen
 
@@ -40,7 +40,7 @@ def same_networks(agent: Any, other: Any) -> None:
 
 DDPG_ARGUMENTS = {"target_policy_noise": 0.0, "target_noise_clip": 0.0, "policy_delay": 1}
 TD3_ARGUMENTS = {"target_policy_noise": 0.2, "target_noise_clip": 0.5, "policy_delay": 2}
-OURS = [(DVG, {"horizon": 0}), (DVPG, {"horizon": 0}), (DVPG, {"horizon": 3, "lambda_": 0.0})]
+OURS = [(DVG, {"horizon": 0}), (DVPG, {"horizon": 0}), (DVPG, {"horizon": 3, "lambda_": 0.0}), (MPG, {"horizons": (0,)})]
 
 
 def pair(
@@ -81,7 +81,7 @@ def train_both(theirs: Any, ours: Any, steps: int) -> None:
 
 
 @pytest.mark.parametrize("policy_kwargs", [{}, SHARED, OWN], ids=["flat", "shared", "own"])
-@pytest.mark.parametrize(("ours_class", "extra"), OURS, ids=["DVG(0)", "DVPG(K=0)", "DVPG(lambda=0)"])
+@pytest.mark.parametrize(("ours_class", "extra"), OURS, ids=["DVG(0)", "DVPG(K=0)", "DVPG(lambda=0)", "MPG(0)"])
 @pytest.mark.parametrize("theirs_class", [DDPG, TD3])
 def test_losses_are_sb3s_to_the_last_bit(
     theirs_class: type[TD3],
@@ -198,8 +198,10 @@ def written_out(agent: Any, batch: Any, weights: dict[int, float], bootstrap: bo
         (DVG, {"horizon": 3, "bootstrap": False}),
         (DVPG, {"horizon": 1, "lambda_": 0.1}),
         (DVPG, {"horizon": 3, "lambda_": 0.6}),
+        (MPG, {"horizons": (0, 3)}),
+        (MPG, {"horizons": (4, 0, 2)}),
     ],
-    ids=["DVG(1)", "DVG(4)", "DVGF(3)", "DVPG(1)", "DVPG(3)"],
+    ids=["DVG(1)", "DVG(4)", "DVGF(3)", "DVPG(1)", "DVPG(3)", "MPG(0,3)", "MPG(4,0,2)"],
 )
 def test_actor_gradient_is_the_papers_written_out(
     algorithm: type[DeterministicValueGradient], arguments: dict[str, Any], policy_kwargs: dict[str, Any]
@@ -219,12 +221,14 @@ def test_actor_gradient_is_the_papers_written_out(
 
 
 def test_first_action_and_all_action_paths_differ_here() -> None:
-    """What the test above would see if ``later_policy`` were dropped."""
-    agent = with_model(DVG, horizon=3)
+    """What the test above would see if ``later_policy`` were dropped; and what ``gradient_path`` is for."""
+    agent, all_actions = with_model(DVG, horizon=3), make(DVG, horizon=3, gradient_path="all-actions")
+    same_networks(all_actions, agent)
     batch = draw(agent)
-    first = actor_gradient(agent, batch)
+    first, along = actor_gradient(agent, batch), actor_gradient(all_actions, batch)
     agent._frozen_policy = agent._policy
-    assert (actor_gradient(agent, batch) - first).norm() > 0.05 * first.norm()
+    assert (along - first).norm() > 0.05 * first.norm()
+    assert th.equal(actor_gradient(agent, batch), along)
 
 
 @pytest.mark.parametrize("policy_kwargs", [{}, SHARED], ids=["flat", "shared"])
@@ -242,6 +246,20 @@ def test_dvpg_is_the_weighted_sum_of_dvg(lambda_: float, horizon: int, policy_kw
     th.testing.assert_close(actor_gradient(dvpg, batch), total, rtol=1e-4, atol=1e-6)
 
 
+def test_mpg_is_the_weighted_sum_of_dvg() -> None:
+    """App. C-A of the MPG paper, with the rule's weights in the middle of its way."""
+    mpg = with_model(MPG, horizons=(0, 2, 3), weighting_updates=100)
+    mpg._n_updates = 30
+    batch, weights = draw(mpg), mpg._expansion_weights()
+    total = th.zeros(())
+    for k, weight in weights.items():
+        dvg = make(DVG, horizon=k)
+        same_networks(dvg, mpg)
+        total = total + weight * actor_gradient(dvg, batch)
+    assert len(weights) == 3 and sum(weights.values()) == pytest.approx(1)
+    th.testing.assert_close(actor_gradient(mpg, batch), total, rtol=1e-4, atol=1e-6)
+
+
 def test_before_the_model_has_learned_the_policy_follows_the_critic() -> None:
     dvg = make(DVG, horizon=3)
     ddpg = make(DVG, horizon=0)
@@ -253,13 +271,15 @@ def test_before_the_model_has_learned_the_policy_follows_the_critic() -> None:
 
 @pytest.mark.parametrize("policy_kwargs", [{}, SHARED, OWN], ids=["flat", "shared", "own"])
 @pytest.mark.parametrize(
-    ("algorithm", "horizon"), [(DVG, 0), (DVG, 1), (DVG, 3), (DVPG, 2)], ids=["DVG(0)", "DVG(1)", "DVG(3)", "DVPG(2)"]
+    ("algorithm", "arguments"),
+    [(DVG, {"horizon": k}) for k in (0, 1, 3)] + [(DVPG, {"horizon": 2}), (MPG, {"horizons": (0, 2)})],
+    ids=["DVG(0)", "DVG(1)", "DVG(3)", "DVPG(2)", "MPG(0,2)"],
 )
 def test_only_the_actor_receives_gradient(
-    algorithm: type[DeterministicValueGradient], horizon: int, policy_kwargs: dict[str, Any]
+    algorithm: type[DeterministicValueGradient], arguments: dict[str, Any], policy_kwargs: dict[str, Any]
 ) -> None:
     """Item 6. A features extractor that the critic shares is the actor's."""
-    agent = with_model(algorithm, horizon=horizon, policy_kwargs=policy_kwargs)
+    agent = with_model(algorithm, policy_kwargs=policy_kwargs, **arguments)
     agent.policy.zero_grad()
     flags = [parameter.requires_grad for parameter in agent.policy.parameters()]
     before, batch = snapshot(agent.policy), draw(agent)

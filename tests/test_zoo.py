@@ -24,10 +24,11 @@ import rl_zoo3.utils
 from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_valuegrad.zoo
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MVE
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE
+from sb3_valuegrad.envs.priors import PRIORS
 from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import cli, search
-from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, hyperparams_file, read_entry
+from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, _make_schedules, hyperparams_file, read_entry
 from sb3_valuegrad.zoo.report import read_baseline, run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +84,7 @@ def test_register_is_idempotent_and_in_place() -> None:
     sb3_valuegrad.zoo.register()
     methods = [getattr(manager, name) for name in WRAPPERS]
     sb3_valuegrad.zoo.register()
-    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO}
+    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO, "mpg": MPG}
     assert sb3_valuegrad.zoo.ALGORITHMS == ours and algos.items() >= ours.items()
     assert [getattr(manager, name) for name in WRAPPERS] == methods
 
@@ -212,6 +213,8 @@ SMALL_ENTRY: dict[str, dict[str, Any]] = {
         "termination='none'))",
     },
 }
+SMALL_ENTRY["mpg"] = {**SMALL_ENTRY["mve"], "horizons": [0, 2]}
+del SMALL_ENTRY["mpg"]["horizon"]
 SMALL_ENTRY["mbpo"] = {key: value for key, value in SMALL_ENTRY["maac"].items() if not key.startswith("target")}
 
 
@@ -254,7 +257,9 @@ def test_train_continue_enjoy_and_optimize(name: str, tmp_path: Path, monkeypatc
     model = algorithm.load(f"trial/{name}/Pendulum-v1_1/Pendulum-v1.zip", device="cpu")
     assert model.gamma == 1 - trials[1].params["one_minus_gamma"]
     assert model.policy.world_model_kwargs["termination"] == "none"
-    if name != "mve":
+    if name == "mpg":
+        assert model.horizons == [0, trials[1].params["longest_horizon"]] and model.eta == trials[1].params["eta"]
+    elif name != "mve":
         assert model.world_model.n_members == trials[1].params["model_n_members"]
         assert model.imagined_buffer_size == 100
 
@@ -306,6 +311,7 @@ def test_sampled_arguments_make_a_model(name: str, algorithm: Any, seed: int) ->
     raw, arguments = sampled(name, seed, ENTRY)
     model = algorithm("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10, **arguments)
     direct = {"horizon", "lambda_", "td_k", "imagined_action_noise", "n_samples", "target_estimator", "target_horizon"}
+    direct |= {"eta", "weighting_updates", "target_policy_noise"}
     direct |= {"real_ratio", "rollout_length", "model_fit_freq", "tau", "policy_delay", "model_learning_rate"}
     for argument in direct & raw.keys():
         assert getattr(model, argument) == raw[argument]
@@ -322,6 +328,7 @@ def test_every_argument_of_a_row_is_sampled() -> None:
     of_maac = {"horizon", "n_samples", "target_estimator", "real_ratio", "rollout_length", "model_fit_freq", "ent_coef_init"}
     of_ensemble = {"model_net_arch", "model_n_members", "model_n_dropped"}
     assert {"horizon", "td_k", "imagined_action_noise"} <= sampled("mve", 0, {})[0].keys()
+    assert {"longest_horizon", "eta", "weighting_updates"} <= sampled("mpg", 0, {})[0].keys()
     assert of_maac | of_ensemble <= sampled("maac", 0, {})[0].keys()
     assert not {"horizon", "target_estimator", "noise_type"} & sampled("mbpo", 0, {})[0].keys()
 
@@ -386,12 +393,14 @@ DVPG_TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidSt
 MVE_TASKS = [f"{task}{seen}" for task in ("HalfCheetah", "Swimmer", "Walker2d") for seen in ("", "Observable")]
 MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
 MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
+MPG_TASKS = ["PathTracking", "InvertedPendulumExplicit"]
 SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
 TASKS = {
     **dict.fromkeys(["dvg", "dvpg", "paper/dvg", "paper/dvpg"], DVPG_TASKS),
     **{"mve": [*MVE_TASKS, *SMALL_TASKS], "paper/mve": MVE_TASKS},
     **{"maac": [*MAAC_TASKS, *SMALL_TASKS], "paper/maac": MAAC_TASKS},
     **{"mbpo": [*MBPO_TASKS, "Pendulum"], "paper/mbpo": MBPO_TASKS},
+    **{"mpg": [*MAAC_TASKS, *SMALL_TASKS, *MPG_TASKS], "paper/mpg": MPG_TASKS},
 }
 
 
@@ -404,11 +413,13 @@ def entries(file: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("file", TASKS)
 def test_yaml_entries_are_arguments(file: str) -> None:
     found = entries(file)
-    versions = {task: ["v1"] if task == "Pendulum" else ["v4", "v5"] for task in TASKS[file]}
+    only = {"Pendulum": ["v1"], "PathTracking": ["v0"], "InvertedPendulumExplicit": ["v5"]}
+    versions = {task: only.get(task, ["v4", "v5"]) for task in TASKS[file]}
     assert set(found) == {"default", *(f"{task}-{version}" for task, of_task in versions.items() for version in of_task)}
     models: dict[str, Any] = {}
-    for entry in found.values():
+    for name, entry in found.items():
         arguments = {key: value for key, value in entry.items() if key != "n_timesteps"}
+        task = name if name.startswith(tuple(MPG_TASKS)) else "Pendulum-v1"  # with a model of its own, or any
         assert entry["n_timesteps"] > 0
         if "policy_kwargs" in arguments:
             arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": nn})
@@ -416,9 +427,10 @@ def test_yaml_entries_are_arguments(file: str) -> None:
         if key not in models:
             arguments = rl_zoo3.exp_manager.ExperimentManager._preprocess_schedules(arguments)
             _make_parameter_noise(arguments)
+            _make_schedules(arguments)
             algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
-            models[key] = algorithm(env="Pendulum-v1", device="cpu", buffer_size=10, **arguments)
-        numbers = [value for name, value in entry.items() if name.endswith("learning_rate")]
+            models[key] = algorithm(env=task, device="cpu", **{**arguments, "buffer_size": 10})
+        numbers = [value for argument, value in entry.items() if argument.endswith("learning_rate")]
         for value in numbers:
             schedule = isinstance(value, str) and value.startswith("lin_") and float(value.removeprefix("lin_")) > 0
             assert isinstance(value, float) or schedule, "write !!float 1e-3: YAML reads 1e-3 as a string"
@@ -429,6 +441,15 @@ def test_horizons_are_the_papers(version: str) -> None:
     found = entries("dvpg")
     assert all(found[f"{task}-{version}"]["horizon"] == 1 for task in ("HalfCheetah", "Swimmer", "Humanoid"))
     assert all(found[f"{task}-{version}"]["horizon"] == 2 for task in ("Hopper", "Ant", "HumanoidStandup"))
+
+
+@pytest.mark.parametrize("file", ["mpg", "paper/mpg"])
+@pytest.mark.parametrize(("task", "updates"), [("PathTracking-v0", 9000), ("InvertedPendulumExplicit-v5", 4000)])
+def test_mpg_has_its_papers_rule_and_priors(file: str, task: str, updates: int) -> None:
+    """Table VI, and App. B."""
+    entry = entries(file)[task]
+    assert [entry[key] for key in ("horizons", "eta", "weighting_updates", "gamma")] == [[0, 25], 0.1, updates, 0.98]
+    assert eval(entry["policy_kwargs"], {"nn": nn})["world_model_kwargs"] == PRIORS[task]
 
 
 @pytest.mark.parametrize("version", ["v4", "v5"])

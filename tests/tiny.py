@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_valuegrad import DVPG
+from sb3_valuegrad import DVPG, MPG
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 
 SMALL_NETS: dict[str, Any] = {"net_arch": [16], "world_model_kwargs": {"net_arch": [16]}}
@@ -75,7 +75,8 @@ def tiny(env: Any = None, algorithm: type[ValueGradientAlgorithm] = DVPG, **kwar
     space = env.observation_space if hasattr(env, "observation_space") else None
     policy = kwargs.pop("policy", "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy")
     policy_kwargs = {**SMALL_NETS, **kwargs.pop("policy_kwargs", {})}
-    settings = {"learning_starts": 20, "batch_size": 16, "buffer_size": 1000, "horizon": 2, "seed": 0, "device": "cpu"}
+    settings: dict[str, Any] = {"learning_starts": 20, "batch_size": 16, "buffer_size": 1000, "seed": 0, "device": "cpu"}
+    settings["horizons" if algorithm is MPG else "horizon"] = (0, 2) if algorithm is MPG else 2
     return algorithm(policy, env, policy_kwargs=policy_kwargs, **{**settings, **kwargs})
 
 

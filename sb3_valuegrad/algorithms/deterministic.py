@@ -12,8 +12,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.td3.policies import Actor
 from torch import nn
 
+from sb3_valuegrad.algorithms.arguments import check_choice
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.targets import Evaluation
+from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.exploration import exploring, parameter_noises
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.policies import DeterministicPolicy
@@ -31,6 +33,9 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
     :param target_noise_clip: bound of that noise
     :param use_target_actor: the critic's target evaluates the target actor, as in DDPG; False: the online actor, as
         the DVPG paper's pseudo-code prints it
+    :param gradient_path: how the policy receives gradient: "first-action", from the first action of a rollout alone (DVG,
+        DVPG, MPG); "all-actions", from every one (n-step ADP, back-propagation through time)
+    :param n_samples: rollouts per start state in the policy's objective, which differ if the world model is random
 
     The other parameters are those of :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`. ``action_noise`` may
     also be an :class:`~sb3_valuegrad.exploration.AdaptiveParameterNoise`.
@@ -51,15 +56,21 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         target_policy_noise: float = 0.2,
         target_noise_clip: float = 0.5,
         use_target_actor: bool = True,
+        gradient_path: str = "first-action",
+        n_samples: int = 1,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.target_policy_noise = target_policy_noise
         self.target_noise_clip = target_noise_clip
         self.use_target_actor = use_target_actor
+        self.gradient_path = gradient_path
+        self.n_samples = n_samples
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        check_choice("gradient_path", self.gradient_path, ("first-action", "all-actions"))
+        check_count("n_samples", self.n_samples, 1)
         for name in ("target_policy_noise", "target_noise_clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 switches target smoothing off")
@@ -139,18 +150,33 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         with frozen(self._actor_parameters if self.policy.share_features_extractor else []):
             return self.critic.q1(self._flat.unflatten(obs.flatten(0, 1)), actions.flatten(0, 1)).view(len(obs), -1)
 
-    def _objective(self, obs: th.Tensor, weights: dict[int, float]) -> th.Tensor:
-        """``mean_s sum_k w_k J_k(s)`` along the first-action path; obs (N, S) flat."""
-        horizons = sorted(weights)
-        rollout = imagine(self.world_model, self._policy, obs, horizons[-1], later_policy=self._frozen_policy)
+    def _expansions(self, obs: th.Tensor, horizons: list[int]) -> th.Tensor:
+        """``mean_s J_k(s)`` for each k of ``horizons``, (K,), differentiable along the gradient path; obs (N, S) flat."""
+        later_policy = self._frozen_policy if self.gradient_path == "first-action" else None
+        starts = obs.repeat(self.n_samples, 1) if self.n_samples > 1 and horizons[-1] > 0 else obs
+        rollout = imagine(self.world_model, self._policy, starts, horizons[-1], later_policy)
         values = self._value(rollout, horizons)
         alive = None if rollout.endless else rollout.alive
-        expansions = value_expansions(rollout.rewards, alive, values, self.gamma, horizons)
-        return constants(tuple(weights[k] for k in horizons), values.dtype, values.device).dot(expansions.mean(1))
+        return value_expansions(rollout.rewards, alive, values, self.gamma, horizons).mean(1)
+
+    def _objective(self, obs: th.Tensor, weights: dict[int, float]) -> tuple[th.Tensor, th.Tensor]:
+        """``mean_s sum_k w_k J_k(s)``, and the means of the J_k, (K,) by rising k; obs (N, S) flat."""
+        horizons = sorted(weights)
+        expansions = self._expansions(obs, horizons)
+        return constants(tuple(weights[k] for k in horizons), expansions.dtype, expansions.device).dot(expansions), expansions
 
     def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         weights = self._expansion_weights() if self._model_is_ready else {0: 1.0}
-        return -self._objective(self._flat.flatten(batch.observations), weights), {}
+        objective, expansions = self._objective(self._flat.flatten(batch.observations), weights)
+        return -objective, self._logged_of_actor(weights, expansions)
+
+    def _logged_of_actor(self, weights: dict[int, float], expansions: th.Tensor) -> dict[str, th.Tensor]:
+        """What to log of a policy step.
+
+        :param weights: horizon k -> weight of J_k
+        :param expansions: the J_k, (K,), by rising k
+        """
+        return {}
 
     def _needs_model(self) -> bool:
         return super()._needs_model() or max(self._expansion_weights()) > 0

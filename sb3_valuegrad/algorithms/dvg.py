@@ -77,7 +77,7 @@ class DVG(DeterministicValueGradient):
         states = self._fictitious_states()
         for _ in range(self.fictitious_updates):
             chosen = states[th.randint(len(states), (self.batch_size,), device=states.device)]
-            logged = self._update_actor(lambda: (-self._objective(chosen, {0: 1.0}), {}))  # noqa: B023 (called at once)
+            logged = self._update_actor(lambda: (-self._objective(chosen, {0: 1.0})[0], {}))  # noqa: B023 (called at once)
             for name, value in logged.items():
                 losses[f"fictitious_{name}"].append(value.detach())
 

@@ -89,6 +89,8 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
         prepared = super()._setup_learn(*args, **kwargs)
         if self.num_timesteps == 0:
             self._last_fit = None  # steps are counted afresh
+        assert self._last_obs is not None
+        self.world_model.check(self._flat.flatten(self.policy.obs_to_tensor(self._last_obs)[0]))
         return prepared
 
     # ---------------------------------------------------------------- fitting

@@ -3,10 +3,14 @@
 Fully observable versions of Gymnasium's MuJoCo tasks (Feinberg et al. 2018, Table 2): the observation determines the
 simulator's state, so that reward and termination are functions of it, and a world model may be the simulator itself.
 They need MuJoCo (``pip install "sb3-valuegrad[mujoco]"``) when one is made, not for this import.
+
+The tasks of Guan et al. (MPG): ``PathTracking-v0``, which needs nothing else and comes as a native vector environment, too,
+and ``InvertedPendulumExplicit-v5`` (MuJoCo); their prior models are :data:`~sb3_valuegrad.envs.priors.PRIORS`.
 """
 
-from sb3_valuegrad.envs.registration import OBSERVABLE, register_observable
+from sb3_valuegrad.envs.registration import OBSERVABLE, register_mpg_tasks, register_observable
 
 __all__ = ["OBSERVABLE"]
 
 register_observable()
+register_mpg_tasks()

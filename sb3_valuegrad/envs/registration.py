@@ -1,4 +1,4 @@
-"""The fully observable tasks by their Gymnasium ids."""
+"""The papers' tasks by their Gymnasium ids."""
 
 from typing import Any
 
@@ -41,3 +41,21 @@ def register_observable() -> None:
             reward_threshold=spec.reward_threshold,
             kwargs=kwargs,
         )
+
+
+def register_mpg_tasks() -> None:
+    """Register the MPG paper's tasks (Guan et al., App. B), with the least returns that it says work as thresholds."""
+    tracking = "sb3_valuegrad.envs.path_tracking"
+    gym.register(
+        "PathTracking-v0",
+        entry_point=f"{tracking}:PathTrackingEnv",
+        vector_entry_point=f"{tracking}:PathTrackingVectorEnv",
+        max_episode_steps=200,
+        reward_threshold=-30.0,
+    )
+    gym.register(
+        "InvertedPendulumExplicit-v5",
+        entry_point="sb3_valuegrad.envs.explicit_pendulum:ExplicitInvertedPendulum",
+        max_episode_steps=100,
+        reward_threshold=-2.0,
+    )

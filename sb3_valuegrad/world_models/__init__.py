@@ -1,5 +1,6 @@
 """World models: ``s', r, done = f(s, a)``, learned or given."""
 
+from sb3_valuegrad.world_models.analytic import AnalyticWorldModel
 from sb3_valuegrad.world_models.base import Step, Transitions, WorldModel
 from sb3_valuegrad.world_models.ensemble import GaussianEnsemble
 from sb3_valuegrad.world_models.mlp import MlpWorldModel
@@ -9,6 +10,7 @@ WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {
     "mlp": MlpWorldModel,
     "ensemble": GaussianEnsemble,
     "oracle": MujocoOracle,
+    "analytic": AnalyticWorldModel,
 }
 
 
@@ -28,6 +30,7 @@ def get_world_model_class(name: str | type[WorldModel]) -> type[WorldModel]:
 
 __all__ = [
     "WORLD_MODEL_ALIASES",
+    "AnalyticWorldModel",
     "GaussianEnsemble",
     "MlpWorldModel",
     "MujocoOracle",

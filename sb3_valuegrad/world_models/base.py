@@ -87,6 +87,15 @@ class WorldModel(nn.Module, ABC):
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """Losses to minimise by their sum, by name (for the log); scalars."""
 
+    def set_action_bounds(self, low: th.Tensor, high: th.Tensor) -> None:
+        """Told by the policy what -1 and 1 stand for in the environment, (A,) each; for models in the environment's units."""
+
+    def check(self, obs: th.Tensor) -> None:
+        """Called before training with the first real states (N, S), for a model to refuse what it could not work with.
+
+        :raises ValueError: naming the argument that is at fault
+        """
+
     def observe(self, data: Transitions) -> None:
         """Take note of data before it is fitted (running statistics); called under ``no_grad``."""
 

@@ -5,11 +5,18 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MVE
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE
 
 __all__ = ["ALGORITHMS", "register"]
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "dvg": DVG,
+    "dvpg": DVPG,
+    "mve": MVE,
+    "maac": MAAC,
+    "mbpo": MBPO,
+    "mpg": MPG,
+}
 """RL Zoo's name of each algorithm (its ``--algo``, its YAML's file name) and the class."""
 
 

@@ -59,6 +59,8 @@ def convert_params(sampled: Params) -> Params:
         params["batch_size"] = 2 ** params.pop("batch_size_pow")
     if "ent_coef_init" in params:
         params["ent_coef"] = f"auto_{params.pop('ent_coef_init')}"
+    if "longest_horizon" in params:
+        params["horizons"] = [0, params.pop("longest_horizon")]
     if params.get("target_estimator") == "td":
         params["target_horizon"] = 0  # the only one that goes with it; the YAML may say another
     model_kwargs = {key: params.pop(f"model_{key}") for key in MODEL_PARAMS if f"model_{key}" in params}
@@ -191,6 +193,16 @@ def sample_mve_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
     return _arguments(trial, n_actions, additional_args)
 
 
+def sample_mpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
+    """RL Zoo's sampler of MPG; parameters of :func:`sample_dvg_params`."""
+    trial.suggest_int("longest_horizon", 1, 25)
+    trial.suggest_float("eta", 0.01, 0.3, log=True)
+    trial.suggest_int("weighting_updates", 1000, 30_000, log=True)
+    trial.suggest_float("target_policy_noise", 0.0, 0.3)
+    _sample_deterministic(trial)
+    return _arguments(trial, n_actions, additional_args)
+
+
 def sample_maac_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
     """RL Zoo's sampler of MAAC; parameters of :func:`sample_dvg_params`."""
     trial.suggest_int("horizon", 1, 5)
@@ -212,4 +224,5 @@ SAMPLERS = {
     "mve": sample_mve_params,
     "maac": sample_maac_params,
     "mbpo": sample_mbpo_params,
+    "mpg": sample_mpg_params,
 }
