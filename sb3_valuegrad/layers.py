@@ -20,7 +20,7 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 # PyTorch leaves float32 products to MKL, which uses AVX-512 on Intel's processors alone. oneDNN, also part of PyTorch, uses
 # it wherever it is: on AMD's a large product takes half the time. Its calls cost more, so small ones stay with MKL.
 HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise")
-LARGE = 2**21  # multiplications
+LARGE = 2**22  # multiplications
 
 
 def is_large(multiplications: int, weight: th.Tensor) -> bool:
@@ -91,9 +91,14 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
 
 def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
     """``F.linear``; to the bit where the product is not large."""
-    if is_large(len(inputs) * weight.numel(), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
-        return product(inputs, weight.t(), bias)
-    return F.linear(inputs, weight, bias)
+    multiplications = inputs.shape[0] * weight.numel()
+    if multiplications < LARGE or not is_large(multiplications, weight) or not _are_plain_rows(inputs, weight):
+        return F.linear(inputs, weight, bias)
+    return product(inputs, weight.t(), bias)
+
+
+def _are_plain_rows(inputs: th.Tensor, weight: th.Tensor) -> bool:
+    return inputs.dim() == 2 and inputs.dtype == weight.dtype
 
 
 def squared_error(output: th.Tensor, target: th.Tensor, reduction: str = "mean") -> th.Tensor:
