@@ -144,7 +144,7 @@ def studies() -> dict[str, Study]:
             # What of it is the value gradient's, and what the networks'?
             {"DVPG": ("DVPG", {}), "DVPG's networks, horizon 0": ("DVG", {"horizon": 0}), **BASELINES},
         ),
-        # How far should the default look into its model? (DVPG(1, 0.1) and horizon 0 are in the study above.)
+        # How far should the default look into its model? (DVPG(1, 0.1) is in the study above.)
         "halfcheetah-horizons": Study(
             cheetah,
             20_000,
@@ -153,6 +153,7 @@ def studies() -> dict[str, Study]:
                 "DVPG(3, 0.5)": ("DVPG", {"horizon": 3, "lambda_": 0.5}),
                 "DVG(3)": ("DVG", {"horizon": 3}),
                 "DVPG(1, 0.5)": ("DVPG", {"horizon": 1, "lambda_": 0.5}),
+                "horizon 0": ("DVG", {"horizon": 0}),
             },
         ),
         "halfcheetah-paper": Study(cheetah, 50_000, 2_500, paper(cheetah)),
