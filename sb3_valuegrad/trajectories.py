@@ -73,6 +73,11 @@ class TrajectoryReplayBuffer(PackedReplayBuffer):
             self.ends[before] |= jumps.reshape(self.n_envs, -1).any(axis=1)
         self.fresh += 1
 
+    @property
+    def is_between_episodes(self) -> bool:
+        """Whether the newest step ended an episode in every environment."""
+        return bool(self.ends[self.pos - 1].all())
+
     def behaviour_log_probs(self, indices: th.Tensor) -> th.Tensor:
         """log q(a | s) at flat indices, (N,), on the buffer's device."""
         return th.from_numpy(self.log_probs).view(-1).index_select(0, indices).to(self.device)
@@ -98,18 +103,22 @@ class TrajectoryReplayBuffer(PackedReplayBuffer):
         stops = self.ends[reached, envs[:, None]] | (reached == (self.pos - 1) % self.buffer_size)
         return Places(steps, envs, np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, most))
 
-    def episodes(self, newest: int) -> Places:
-        """The whole episodes among the newest steps of each environment; those that are not over are left out.
-
-        :param newest: steps; an episode begins at the first of them
-        :raises ValueError: if the buffer does not hold as many any more
-        """
+    def check_holds(self, newest: int) -> None:
+        """:raises ValueError: if some of the newest steps have been overwritten"""
         if newest > self.size():
             raise ValueError(
                 f"buffer_size={self.buffer_size * self.n_envs} does not hold the last {newest} steps, which are needed whole; "
                 "give a buffer_size of several episodes, and the environment a time limit "
                 "(gymnasium.make(..., max_episode_steps=...)) if its episodes do not end"
             )
+
+    def episodes(self, newest: int) -> Places:
+        """The whole episodes among the newest steps of each environment; those that are not over are left out.
+
+        :param newest: steps; an episode begins at the first of them
+        :raises ValueError: if the buffer does not hold as many any more
+        """
+        self.check_holds(newest)
         order = (self.pos - newest + np.arange(newest)) % self.buffer_size
         found = []
         for env in range(self.n_envs):
