@@ -10,7 +10,7 @@ from torch.autograd.functional import jacobian
 from sb3_valuegrad.returns import value_expansions
 from sb3_valuegrad.rollouts import Trajectory, follow, imagine, renoise
 from sb3_valuegrad.weights import importance_weights
-from sb3_valuegrad.world_models import GaussianEnsemble, MlpWorldModel
+from sb3_valuegrad.world_models import GaussianEnsemble, MlpWorldModel, PerDimensionGaussian
 
 GAMMA, OBS, ACTIONS = 0.9, 3, 2
 SHAPES = {"obs": (6, 4, OBS), "actions": (5, 4, ACTIONS), "rewards": (5, 4)}
@@ -233,6 +233,8 @@ def world_models() -> dict[str, Any]:
         "mlp": MlpWorldModel(OBS, ACTIONS, net_arch=[8]),
         "ensemble": GaussianEnsemble(OBS, ACTIONS, **ensemble),
         "ensemble of fixed draws": GaussianEnsemble(OBS, ACTIONS, **ensemble, member_draw="rollout"),
+        "per dimension": PerDimensionGaussian(OBS, ACTIONS, net_arch=[8]),
+        "per dimension, learned noise": PerDimensionGaussian(OBS, ACTIONS, net_arch=[8], noise="learned"),
         "means of an ensemble": GaussianEnsemble(OBS, ACTIONS, **ensemble, deterministic=True),
     }
 

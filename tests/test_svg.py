@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from lqr import LinearQuadraticEnv
 from small_models import LinearFeatures
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from test_end_to_end_lqr import cost_of, optimal_cost
 from tiny import PointEnv, same, snapshot, tiny
 from torch.autograd.functional import jacobian
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
@@ -420,6 +422,32 @@ def test_the_penalty_keeps_the_policy_near() -> None:
         assert logged[0] == logged[10] == 0 and min(logged[1:10]) > 0
         distances[kl_coef] = logged[9]
     assert distances[1000.0] < 0.1 * distances[1e-9]
+
+
+# ---------------------------------------------------------------- learning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "learning_rate"),
+    [({}, 1e-3), ({"horizon": 3}, 1e-3), (WHOLE, 2e-2)],
+    ids=["SVG(1)", "SVG(3)", "SVG(inf)"],
+)
+def test_it_learns_the_riccati_optimum(arguments: dict[str, Any], learning_rate: float) -> None:
+    """SVG(inf) makes one policy step an episode, 25 times fewer."""
+    rates = {name: linear(1e-3) for name in ("qf_learning_rate", "model_learning_rate")}
+    networks = {"net_arch": [32, 32], "n_critics": 1, "noise_std": 0.2}
+    model = SVG(
+        "MlpPolicy", LinearQuadraticEnv(), linear(learning_rate), **rates, learning_starts=500, batch_size=128, seed=0,
+        gamma=LinearQuadraticEnv.GAMMA, target_update_interval=20, device="cpu", **arguments,
+        policy_kwargs={**networks, "world_model_kwargs": {"net_arch": [64], "termination": "none"}},
+    )  # fmt: skip
+    assert cost_of(model.learn(3000)) < 1.02 * optimal_cost()
+
+
+def linear(rate: float) -> Any:
+    """A schedule that ends at zero."""
+    return lambda progress: rate * progress
 
 
 # ---------------------------------------------------------------- ecosystem
