@@ -73,6 +73,11 @@ class TrajectoryReplayBuffer(PackedReplayBuffer):
             self.ends[before] |= jumps.reshape(self.n_envs, -1).any(axis=1)
         self.fresh += 1
 
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.fresh = 0
+
     @property
     def is_between_episodes(self) -> bool:
         """Whether the newest step ended an episode in every environment."""

@@ -152,6 +152,7 @@ def test_episodes_that_have_been_overwritten() -> None:
 def test_a_reset_buffer_begins_anew() -> None:
     story = Story(10).go_on([4])
     story.buffer.reset()
+    assert story.buffer.fresh == story.buffer.size() == 0
     story.go_on([3])
     assert story.buffer._places(np.arange(3), np.zeros(3, dtype=int), 5).lengths.tolist() == [3, 2, 1]
 
