@@ -4,28 +4,24 @@ import copy
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_valuegrad.algorithms.arguments import check_choice
-from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.model_based import Losses, append
-from sb3_valuegrad.algorithms.svg_arguments import check_replay, check_svg, check_train_freq
+from sb3_valuegrad.algorithms.svg_arguments import check_svg, check_train_freq
 from sb3_valuegrad.algorithms.targets import Evaluation
+from sb3_valuegrad.algorithms.weighted_replay import WeightedReplayAlgorithm
 from sb3_valuegrad.gaussian_policies import GaussianActor, GaussianPolicy, gaussian_kl
 from sb3_valuegrad.replay import Batch
 from sb3_valuegrad.returns import value_expansions
 from sb3_valuegrad.rollouts import Rollout, Trajectory, follow, imagine
-from sb3_valuegrad.trajectories import LOG_PROB, TrajectoryReplayBuffer, Windows
-from sb3_valuegrad.weights import importance_weights
+from sb3_valuegrad.trajectories import Windows
 
 
-class SVG(ValueGradientAlgorithm):
+class SVG(WeightedReplayAlgorithm):
     """Stochastic value gradients (Heess et al., NIPS 2015).
 
     The policy ascends J_k along trajectories that really happened, through the model and along every action, under the
@@ -47,23 +43,22 @@ class SVG(ValueGradientAlgorithm):
     :param policy_replay: the policy learns from all stored experience; False: from what is new since it last did
     :param policy_gradient_steps: policy steps after each episode (SVG(1)-ER of the paper); None: one with every
         ``policy_delay`` updates of the critic (SVG(inf) has none: one after each episode)
-    :param importance_weights: weigh experience by how likely its actions are today (eq. 13; Alg. 4 for V)
-    :param max_importance_weight: larger weights are truncated; None: they are not
     :param kl_coef: weight of the KL divergence from the policy before the ``policy_gradient_steps`` after an episode (app. D)
     :param trajectories: "real", or "imagined": the model's own from the same start states, under sampled noise (planner)
     :param target_update_interval: critic updates from one update of its target to the next (C of Alg. 4); with ``tau=1.0`` the
         target becomes a copy
+
+    The other parameters are those of :class:`~sb3_valuegrad.algorithms.weighted_replay.WeightedReplayAlgorithm` and
+    :class:`~sb3_valuegrad.algorithms.base.ValueGradientAlgorithm`.
+
     :raises ValueError: for arguments that contradict each other
     """
 
     critic_loss_scale: ClassVar[float] = 0.5
-    buffer_class: ClassVar[type[TrajectoryReplayBuffer]] = TrajectoryReplayBuffer
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": GaussianPolicy,
         "MultiInputPolicy": GaussianPolicy,  # to be told that Dict observations do not work
     }
-    actor: GaussianActor
-    replay_buffer: TrajectoryReplayBuffer
 
     def __init__(
         self,
@@ -71,8 +66,6 @@ class SVG(ValueGradientAlgorithm):
         horizon: int | None = 1,
         policy_replay: bool = True,
         policy_gradient_steps: int | None = None,
-        importance_weights: bool = True,
-        max_importance_weight: float | None = 5.0,
         kl_coef: float = 0.0,
         trajectories: str = "real",
         target_update_interval: int = 50,
@@ -87,12 +80,9 @@ class SVG(ValueGradientAlgorithm):
         super().__init__(*args, **{**kwargs, **own})
         self.policy_replay = policy_replay
         self.policy_gradient_steps = policy_gradient_steps
-        self.importance_weights = importance_weights
-        self.max_importance_weight = max_importance_weight
         self.kl_coef = kl_coef
         self.trajectories = trajectories
         self.target_update_interval = target_update_interval
-        self._log_probs = np.zeros(0)
         if _init_setup_model:
             self._setup_model()
 
@@ -113,50 +103,10 @@ class SVG(ValueGradientAlgorithm):
         super()._setup_model()
         check_train_freq(self)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        check_replay(self)
-        return super()._setup_learn(*args, **kwargs)
-
-    def load_replay_buffer(self, *args: Any, **kwargs: Any) -> None:
-        """SB3's ``load_replay_buffer``.
-
-        :raises ValueError: for a buffer that does not know how likely its actions were
-        """
-        super().load_replay_buffer(*args, **kwargs)
-        check_replay(self)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_log_probs"]
-
     def _needs_model(self) -> bool:
         return super()._needs_model() or self.horizon != 0
 
     # ---------------------------------------------------------------- experience
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The policy's own, from the first step on: for the environment, which gets it within its bounds, and as stored."""
-        assert self._last_obs is not None
-        obs, _ = self.policy.obs_to_tensor(self._last_obs)
-        with th.no_grad():
-            actions, log_probs = self.actor.action_log_prob(obs)
-        self._log_probs = log_probs.cpu().numpy()
-        stored = actions.cpu().numpy()
-        return self.policy.unscale_action(stored.clip(-1, 1)), stored
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """The base's, with how likely the action was."""
-        infos = [{**info, LOG_PROB: log_prob} for info, log_prob in zip(infos, self._log_probs, strict=True)]
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _experience(self) -> Windows | None:
         """What the next policy step learns from; None while there is nothing: no episode is over."""
@@ -188,16 +138,10 @@ class SVG(ValueGradientAlgorithm):
             return super()._critic_loss(batch)
         with th.no_grad():
             target = self._backup(batch, self._next_value(batch))
-            weights = self._weights(self.actor.log_prob(batch.observations, batch.actions)[None], batch.log_probs)
+            weights = self._weights_of_rows(batch)
         values = self.critic(batch.observations, batch.actions)
         losses = [(weights * (value - target)[:, 0].square()).mean() for value in values]
         return self._sum_of_critics(losses), {"v_abs_mean": values[0].detach().abs().mean()}
-
-    def _weights(self, log_probs: th.Tensor, behaviour: th.Tensor | None) -> th.Tensor:
-        """Importance weights of stretches of T actions, (T, N) to (N,)."""
-        if not self.importance_weights or behaviour is None:
-            return th.ones_like(log_probs[0])
-        return importance_weights(log_probs, behaviour.view_as(log_probs), self.max_importance_weight)
 
     def _update_targets(self) -> None:
         if self._n_updates % self.target_update_interval == 0:
@@ -239,11 +183,7 @@ class SVG(ValueGradientAlgorithm):
         """Importance weights of the stretches, (N,). What the model imagines, and whole episodes, are of today's policy."""
         if self.horizon is None or self.trajectories == "imagined":
             return th.ones_like(windows.within[0])
-        real = windows.trajectory
-        obs, actions = self._flat.unflatten(real.obs[:-1].flatten(0, 1)), real.actions.flatten(0, 1)
-        with th.no_grad():
-            log_probs = self.actor.log_prob(obs, actions).view_as(windows.within)
-        return self._weights(log_probs * windows.within, windows.log_probs * windows.within)
+        return self._weights_of_windows(windows)
 
     def _policy_loss(self, windows: Windows, before: GaussianActor | None = None) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """``-mean(w J_k)`` (eq. 13), plus ``kl_coef`` times the divergence from the policy as it was ``before``."""
