@@ -123,7 +123,7 @@ class ValueGradientPolicy(BasePolicy):
     :param optimizer_class: of all networks, the world model included
     :param optimizer_kwargs: its arguments, without the learning rate; Adam and AdamW are fused unless they say otherwise
     :param layer_norm: LayerNorm in the critics
-    :param world_model_class: alias ("mlp", "ensemble", "oracle", "analytic") or subclass of
+    :param world_model_class: alias ("mlp", "ensemble", "per-dimension", "oracle", "analytic") or subclass of
         :class:`~sb3_valuegrad.world_models.WorldModel`
     :param world_model_kwargs: its arguments
     :raises ValueError: for an unknown world model

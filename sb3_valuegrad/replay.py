@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """(N, 1): what the value at next_observations is discounted by; None: gamma, the returns are one-step"""
     transitions: Transitions
     """one-step data, always"""
+    log_probs: th.Tensor | None = None
+    """(N,): log q(a | s) of the policy that acted, where the buffer keeps it"""
 
 
 class PackedReplayBuffer(ReplayBuffer):
@@ -83,6 +85,10 @@ class PackedReplayBuffer(ReplayBuffer):
         """Rows (N, 2 S + A + 2) of flat indices (step * n_envs + env), copied, on the CPU."""
         return self._tensor.index_select(0, indices)
 
+    def behaviour_log_probs(self, indices: th.Tensor) -> th.Tensor | None:
+        """How likely the actions at flat indices were, (N,); None where nobody keeps it."""
+        return None
+
 
 def _as_view(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Columns of the rows as observations; a shape that is not flat needs strides of its own, never a copy."""
@@ -125,16 +131,17 @@ def _from_rows(
     indices = th.from_numpy(np.random.randint(0, buffer.size() * buffer.n_envs, size=batch_size))
     rows = buffer.gather(indices)
     if env is not None:
-        _normalize(rows, buffer, env)
+        normalize_rows(rows, buffer, env)
     rows = rows.to(buffer.device)
     obs, actions, rewards, dones, next_obs = rows.split([buffer.obs_dim, buffer.action_dim, 1, 1, buffer.obs_dim], dim=1)
     steps = indices if buffer.n_envs == 1 else indices // buffer.n_envs
     shares = _shares(buffer, steps, held_out)
     transitions = Transitions(obs, actions, rewards[:, 0], dones[:, 0], next_obs, shares)
-    return Batch(flat.unflatten(obs), actions, flat.unflatten(next_obs), dones, rewards, None, transitions)
+    log_probs = buffer.behaviour_log_probs(indices)
+    return Batch(flat.unflatten(obs), actions, flat.unflatten(next_obs), dones, rewards, None, transitions, log_probs)
 
 
-def _normalize(rows: th.Tensor, buffer: PackedReplayBuffer, env: VecNormalize) -> None:
+def normalize_rows(rows: th.Tensor, buffer: PackedReplayBuffer, env: VecNormalize) -> None:
     """In place, on the CPU, where ``VecNormalize`` computes."""
     array, dim = rows.numpy(), buffer.obs_dim
     for part in (array[:, :dim], array[:, -dim:]):

@@ -1,4 +1,4 @@
-"""Weights over horizons: how the value expansions J_0 .. J_H make one objective."""
+"""Weights: over horizons, for the value expansions J_0 .. J_H to make one objective; and over experience, for its age."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -42,6 +42,19 @@ def rule_weights(horizons: Sequence[int], lambda_: float) -> th.Tensor:
     steps = th.tensor(horizons, dtype=th.float64)
     errors = lambda_**steps if lambda_ <= 1 else (2 - lambda_) ** (steps.max() - steps)
     return th.softmax(1 / errors.clamp(min=th.finfo(errors.dtype).tiny), dim=0)
+
+
+def importance_weights(log_probs: th.Tensor, behaviour: th.Tensor, most: float | None) -> th.Tensor:
+    """How much likelier the actions of a stretch of experience are today, ``w = prod_t pi(a_t|s_t) / q(a_t|s_t)`` (SVG eq. 13,
+    where the stretch is one action), truncated (SVG, app. D; Wawrzynski 2009).
+
+    :param log_probs: log pi(a_t | s_t) of today's policy, (T, N)
+    :param behaviour: log q(a_t | s_t) of the policy that acted, (T, N)
+    :param most: no weight is larger; None: not truncated
+    :return: (N,)
+    """
+    weights = (log_probs - behaviour).sum(0).exp()
+    return weights if most is None else weights.clamp(max=most)
 
 
 class Evidence(NamedTuple):

@@ -24,7 +24,7 @@ import rl_zoo3.utils
 from stable_baselines3.common.noise import NormalActionNoise
 
 import sb3_valuegrad.zoo
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE, SVG
 from sb3_valuegrad.envs.priors import PRIORS
 from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import cli, search
@@ -84,7 +84,7 @@ def test_register_is_idempotent_and_in_place() -> None:
     sb3_valuegrad.zoo.register()
     methods = [getattr(manager, name) for name in WRAPPERS]
     sb3_valuegrad.zoo.register()
-    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO, "mpg": MPG}
+    ours = {"dvg": DVG, "dvpg": DVPG, "mve": MVE, "maac": MAAC, "mbpo": MBPO, "mpg": MPG, "svg": SVG}
     assert sb3_valuegrad.zoo.ALGORITHMS == ours and algos.items() >= ours.items()
     assert [getattr(manager, name) for name in WRAPPERS] == methods
 
@@ -215,6 +215,7 @@ SMALL_ENTRY: dict[str, dict[str, Any]] = {
 }
 SMALL_ENTRY["mpg"] = {**SMALL_ENTRY["mve"], "horizons": [0, 2]}
 del SMALL_ENTRY["mpg"]["horizon"]
+SMALL_ENTRY["svg"] = SMALL_ENTRY["mve"]
 SMALL_ENTRY["mbpo"] = {key: value for key, value in SMALL_ENTRY["maac"].items() if not key.startswith("target")}
 
 
@@ -259,6 +260,9 @@ def test_train_continue_enjoy_and_optimize(name: str, tmp_path: Path, monkeypatc
     assert model.policy.world_model_kwargs["termination"] == "none"
     if name == "mpg":
         assert model.horizons == [0, trials[1].params["longest_horizon"]] and model.eta == trials[1].params["eta"]
+    elif name == "svg":
+        assert model.target_update_interval == trials[1].params["target_copies"] and model.tau == 1
+        assert model.policy.noise_kwargs["noise_std"] == trials[1].params["policy_noise_std"]
     elif name != "mve":
         assert model.world_model.n_members == trials[1].params["model_n_members"]
         assert model.imagined_buffer_size == 100
@@ -328,6 +332,8 @@ def test_every_argument_of_a_row_is_sampled() -> None:
     of_maac = {"horizon", "n_samples", "target_estimator", "real_ratio", "rollout_length", "model_fit_freq", "ent_coef_init"}
     of_ensemble = {"model_net_arch", "model_n_members", "model_n_dropped"}
     assert {"horizon", "td_k", "imagined_action_noise"} <= sampled("mve", 0, {})[0].keys()
+    assert {"horizon", "max_importance_weight", "policy_noise_std", "target_copies"} <= sampled("svg", 0, {})[0].keys()
+    assert not {"tau", "noise_type"} & sampled("svg", 0, {})[0].keys()
     assert {"longest_horizon", "eta", "weighting_updates"} <= sampled("mpg", 0, {})[0].keys()
     assert of_maac | of_ensemble <= sampled("maac", 0, {})[0].keys()
     assert not {"horizon", "target_estimator", "noise_type"} & sampled("mbpo", 0, {})[0].keys()
@@ -393,6 +399,7 @@ DVPG_TASKS = ["HalfCheetah", "Hopper", "Swimmer", "Ant", "Humanoid", "HumanoidSt
 MVE_TASKS = [f"{task}{seen}" for task in ("HalfCheetah", "Swimmer", "Walker2d") for seen in ("", "Observable")]
 MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
 MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
+SVG_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Reacher"]
 MPG_TASKS = ["PathTracking", "InvertedPendulumExplicit"]
 SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
 TASKS = {
@@ -401,6 +408,7 @@ TASKS = {
     **{"maac": [*MAAC_TASKS, *SMALL_TASKS], "paper/maac": MAAC_TASKS},
     **{"mbpo": [*MBPO_TASKS, "Pendulum"], "paper/mbpo": MBPO_TASKS},
     **{"mpg": [*MAAC_TASKS, *SMALL_TASKS, *MPG_TASKS], "paper/mpg": MPG_TASKS},
+    **{"svg": [*SVG_TASKS, *SMALL_TASKS], "paper/svg": SVG_TASKS},
 }
 
 
@@ -421,6 +429,8 @@ def test_yaml_entries_are_arguments(file: str) -> None:
         arguments = {key: value for key, value in entry.items() if key != "n_timesteps"}
         task = name if name.startswith(tuple(MPG_TASKS)) else "Pendulum-v1"  # with a model of its own, or any
         assert entry["n_timesteps"] > 0
+        if "train_freq" in arguments:
+            arguments["train_freq"] = tuple(arguments["train_freq"])  # as RL Zoo does
         if "policy_kwargs" in arguments:
             arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": nn})
         key = json.dumps(arguments, default=repr, sort_keys=True)
@@ -454,6 +464,23 @@ def test_mpg_has_its_papers_rule_and_priors(file: str, task: str, updates: int) 
     entry = entries(file)[task]
     assert [entry[key] for key in ("horizons", "eta", "weighting_updates", "gamma")] == [[0, 25], 0.1, updates, 0.98]
     assert eval(entry["policy_kwargs"], {"nn": nn})["world_model_kwargs"] == PRIORS[task]
+
+
+@pytest.mark.parametrize("version", ["v4", "v5"])
+def test_svg_has_its_papers_numbers(version: str) -> None:
+    """App. D: discount factors, truncation, and Table 1's hidden layers of policy, value function and model."""
+    expected = {
+        "HalfCheetah": (0.98, [100, 100], [400, 200], [40, 40]),
+        "Hopper": (0.95, [100, 100], [400, 200], [50, 50]),
+        "Swimmer": (0.995, [50, 50], [200, 100], [20, 20]),
+        "Reacher": (0.98, [100, 100], [400, 200], [40, 40]),
+    }
+    for task, (gamma, pi, qf, model) in expected.items():
+        entry = entries("paper/svg")[f"{task}-{version}"]
+        kwargs = eval(entry["policy_kwargs"], {"nn": nn})
+        assert (entry["gamma"], entry["max_importance_weight"], entry["target_update_interval"]) == (gamma, 5.0, 50)
+        assert kwargs["net_arch"] == {"pi": pi, "qf": qf} and kwargs["activation_fn"] is nn.Tanh
+        assert kwargs["world_model_kwargs"]["net_arch"] == model
 
 
 @pytest.mark.parametrize("version", ["v4", "v5"])

@@ -6,5 +6,6 @@ from sb3_valuegrad.algorithms.maac import MAAC
 from sb3_valuegrad.algorithms.mbpo import MBPO
 from sb3_valuegrad.algorithms.mpg import MPG
 from sb3_valuegrad.algorithms.mve import MVE
+from sb3_valuegrad.algorithms.svg import SVG
 
-__all__ = ["DVG", "DVPG", "MAAC", "MBPO", "MPG", "MVE"]
+__all__ = ["DVG", "DVPG", "MAAC", "MBPO", "MPG", "MVE", "SVG"]

@@ -65,6 +65,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     # SAC halves the critics' squared errors, DDPG and TD3 do not.
     critic_loss_scale: ClassVar[float] = 1.0
+    # What keeps the experience where nothing else is asked for and observations are a Box.
+    buffer_class: ClassVar[type[PackedReplayBuffer]] = PackedReplayBuffer
 
     actor: Actor | SquashedActor
     critic: QCritic
@@ -156,7 +158,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, its value and the way out"""
-        counts = {"horizon": 0, "policy_delay": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
+        self._check_horizon()
+        counts = {"policy_delay": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
         for name, least in {**counts, "gradient_steps": -1, "target_horizon": 0}.items():
             check_count(name, getattr(self, name), least)
         check_choice("target_estimator", self.target_estimator, ESTIMATORS)
@@ -179,12 +182,15 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         for name in ("learning_rate", "qf_learning_rate", "model_learning_rate"):
             check_learning_rate(name, getattr(self, name), optional=name != "learning_rate")
 
+    def _check_horizon(self) -> None:
+        check_count("horizon", self.horizon, 0)
+
     def _setup_model(self) -> None:
         self._check_arguments()
         check_spaces(self.observation_space, self.action_space)
-        if self.replay_buffer_class in (None, PackedReplayBuffer):
+        if self.replay_buffer_class in (None, self.buffer_class):
             # Chosen afresh each time: a loaded model may come with other arguments than it was saved with.
-            self.replay_buffer_class = PackedReplayBuffer if self._can_pack() else None
+            self.replay_buffer_class = self.buffer_class if self._can_pack() else None
         super()._setup_model()
         if isinstance(self.action_noise, Real):
             shape = self.action_space.shape
@@ -240,6 +246,10 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     def _needs_model(self) -> bool:
         return self.target_estimator != "td"
+
+    def _learns_policy_in_step(self) -> bool:
+        """Whether the policy takes its steps beside the critic's."""
+        return True
 
     def _on_episode_end(self, losses: Losses) -> None:
         """After the updates that follow the end of at least one episode."""
@@ -317,7 +327,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         norm, withheld = self._update_with_model(batch, loss, self.critic.optimizer, losses)
         append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norm})
         if self._n_updates % self.policy_delay == 0:
-            append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
+            if self._learns_policy_in_step():
+                append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
             self._update_targets()
 
     def _update_actor(

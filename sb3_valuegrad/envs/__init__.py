@@ -6,11 +6,14 @@ They need MuJoCo (``pip install "sb3-valuegrad[mujoco]"``) when one is made, not
 
 The tasks of Guan et al. (MPG): ``PathTracking-v0``, which needs nothing else and comes as a native vector environment, too,
 and ``InvertedPendulumExplicit-v5`` (MuJoCo); their prior models are :data:`~sb3_valuegrad.envs.priors.PRIORS`.
+
+The hand and the ball of Heess et al. (SVG): ``Hand-v0``, which needs nothing else.
 """
 
-from sb3_valuegrad.envs.registration import OBSERVABLE, register_mpg_tasks, register_observable
+from sb3_valuegrad.envs.registration import OBSERVABLE, register_mpg_tasks, register_observable, register_svg_tasks
 
 __all__ = ["OBSERVABLE"]
 
 register_observable()
 register_mpg_tasks()
+register_svg_tasks()

@@ -59,3 +59,8 @@ def register_mpg_tasks() -> None:
         max_episode_steps=100,
         reward_threshold=-2.0,
     )
+
+
+def register_svg_tasks() -> None:
+    """Register the SVG paper's hand (Heess et al., sec. 6.1). Its episodes end by themselves."""
+    gym.register("Hand-v0", entry_point="sb3_valuegrad.envs.hand:HandEnv")

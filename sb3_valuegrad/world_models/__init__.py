@@ -5,10 +5,12 @@ from sb3_valuegrad.world_models.base import Step, Transitions, WorldModel
 from sb3_valuegrad.world_models.ensemble import GaussianEnsemble
 from sb3_valuegrad.world_models.mlp import MlpWorldModel
 from sb3_valuegrad.world_models.oracle import MujocoOracle
+from sb3_valuegrad.world_models.per_dimension import PerDimensionGaussian
 
 WORLD_MODEL_ALIASES: dict[str, type[WorldModel]] = {
     "mlp": MlpWorldModel,
     "ensemble": GaussianEnsemble,
+    "per-dimension": PerDimensionGaussian,
     "oracle": MujocoOracle,
     "analytic": AnalyticWorldModel,
 }
@@ -34,6 +36,7 @@ __all__ = [
     "GaussianEnsemble",
     "MlpWorldModel",
     "MujocoOracle",
+    "PerDimensionGaussian",
     "Step",
     "Transitions",
     "WorldModel",

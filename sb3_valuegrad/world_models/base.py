@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_valuegrad.rollouts import Dynamics
+from sb3_valuegrad.rollouts import Dynamics, renoise
 
 
 class Step(NamedTuple):
@@ -82,6 +82,12 @@ class WorldModel(nn.Module, ABC):
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """Rewards (M,), and chances of termination (M,); None where termination is not modelled."""
+
+    def renoised(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """The transition under the noise that explains the real next states (N, S): in value these, in gradient the model's
+        (SVG, sec. 4.1). Here noise is added, and its size is constant; then it does not matter which it is."""
+        expected, hint = self.transition(obs, actions)
+        return renoise(expected, None, next_obs), hint
 
     @abstractmethod
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:

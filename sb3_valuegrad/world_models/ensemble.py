@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 
 from sb3_valuegrad.errors import check_count
-from sb3_valuegrad.rollouts import Dynamics
+from sb3_valuegrad.rollouts import Dynamics, renoise
 from sb3_valuegrad.world_models.base import Step, Transitions
 from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction, mean_over_rows
@@ -96,12 +96,20 @@ class GaussianEnsemble(LearnedWorldModel):
 
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Next states (N, S), each of one elite, and the raw outputs of that elite's other heads (N, X)."""
-        seats = None
+        return self._transition(obs, actions, self._seats(obs))
+
+    def renoised(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """The real next states (N, S) as samples of one elite each: their gradient is that of its mean and, unless
+        ``deterministic``, of its standard deviation."""
+        mean, log_var, others = self._split(self._by_elites(self._inputs(obs, actions), self._seats(obs)))
+        std = None if self.deterministic else self._state_std(log_var)
+        return renoise(self._next_obs(obs, mean), std, next_obs), others
+
+    def _seats(self, obs: th.Tensor) -> th.Tensor | None:
+        """Where each row sits in the elites' blocks, as :meth:`_by_elites` takes it."""
         if self.member_draw == "step" and self.members > 1:
-            seats = _shuffled(len(obs), self.members, obs.device)
-        elif len(obs) % self.members:
-            seats = _blocks(len(obs), self.members, obs.device)
-        return self._transition(obs, actions, seats)
+            return _shuffled(len(obs), self.members, obs.device)
+        return _blocks(len(obs), self.members, obs.device) if len(obs) % self.members else None
 
     def _transition(self, obs: th.Tensor, actions: th.Tensor, seats: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         mean, log_var, others = self._split(self._by_elites(self._inputs(obs, actions), seats))

@@ -7,6 +7,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.gaussian import bounded
 from sb3_valuegrad.world_models.scaling import RunningScaler
 
 OutcomeFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -88,6 +89,15 @@ class LearnedWorldModel(WorldModel):
         if self.normalize:
             output = self.state_scaler.unscale(output)
         return obs + output if self.predict_change else output
+
+    def _state_std(self, log_var: th.Tensor) -> th.Tensor:
+        """Standard deviations of the state, in its own units, from raw log-variances."""
+        std = (0.5 * bounded(log_var)).exp()
+        if not self.normalize:
+            return std
+        # A column that never moved has no scale; noise on it is of constant size.
+        spread = self.state_scaler.spread
+        return th.where(spread > 0, std * spread, th.ones_like(std))
 
     def _reward(self, output: th.Tensor) -> th.Tensor:
         return self.reward_scaler.unscale(output) if self.normalize else output

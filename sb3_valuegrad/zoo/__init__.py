@@ -5,7 +5,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE, SVG
 
 __all__ = ["ALGORITHMS", "register"]
 
@@ -16,6 +16,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "maac": MAAC,
     "mbpo": MBPO,
     "mpg": MPG,
+    "svg": SVG,
 }
 """RL Zoo's name of each algorithm (its ``--algo``, its YAML's file name) and the class."""
 

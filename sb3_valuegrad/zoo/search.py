@@ -24,7 +24,7 @@ NOISES: dict[str, Callable[..., ActionNoise]] = {
 NESTED = ("policy_kwargs", "replay_buffer_kwargs")
 """Arguments that are dictionaries: RL Zoo replaces them whole by what was sampled, we merge."""
 
-POLICY_PARAMS = ("n_critics", "layer_norm")
+POLICY_PARAMS = ("n_critics", "layer_norm", "squash", "learn_noise")
 MODEL_PARAMS = ("share_network", "normalize", "weight_decay", "n_members")
 HER_PARAMS = ("n_sampled_goal", "goal_selection_strategy")
 
@@ -59,6 +59,8 @@ def convert_params(sampled: Params) -> Params:
         params["batch_size"] = 2 ** params.pop("batch_size_pow")
     if "ent_coef_init" in params:
         params["ent_coef"] = f"auto_{params.pop('ent_coef_init')}"
+    if "target_copies" in params:
+        params["tau"], params["target_update_interval"] = 1.0, params.pop("target_copies")
     if "longest_horizon" in params:
         params["horizons"] = [0, params.pop("longest_horizon")]
     if params.get("target_estimator") == "td":
@@ -67,6 +69,8 @@ def convert_params(sampled: Params) -> Params:
     if "model_n_dropped" in params:
         model_kwargs["n_elites"] = model_kwargs["n_members"] - params.pop("model_n_dropped")
     policy_kwargs = {key: params.pop(key) for key in POLICY_PARAMS if key in params}
+    if "policy_noise_std" in params:  # noise_std is RL Zoo's, of noise on actions
+        policy_kwargs["noise_std"] = params.pop("policy_noise_std")
     for prefix, kwargs in (("", policy_kwargs), ("model_", model_kwargs)):
         if f"{prefix}net_arch" in params:
             kwargs["net_arch"] = list(NET_ARCHS[params.pop(f"{prefix}net_arch")])
@@ -89,13 +93,16 @@ def convert_params(sampled: Params) -> Params:
     return params
 
 
-def _sample(trial: optuna.Trial, her: bool) -> None:
+def _sample(trial: optuna.Trial, her: bool, target_copies: bool) -> None:
     """Draw what all algorithms have; the values are found in ``trial.params``."""
     trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
     trial.suggest_int("batch_size_pow", 6, 10)
     for name in ("learning_rate", "qf_learning_rate", "model_learning_rate"):
         trial.suggest_float(name, 1e-5, 5e-3, log=True)
-    trial.suggest_float("tau", 0.001, 0.08, log=True)
+    if target_copies:
+        trial.suggest_int("target_copies", 10, 200, log=True)
+    else:
+        trial.suggest_float("tau", 0.001, 0.08, log=True)
     trial.suggest_int("policy_delay", 1, 3)
     trial.suggest_categorical("net_arch", list(POLICY_ARCHS))
     trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
@@ -145,13 +152,16 @@ MODEL_SAMPLERS: dict[Any, Callable[[optuna.Trial], None]] = {
 """By ``world_model_class``; of a class that is not here nothing is sampled."""
 
 
-def _arguments(trial: optuna.Trial, n_actions: int, additional_args: Params, world_model: str = "mlp") -> Params:
+def _arguments(
+    trial: optuna.Trial, n_actions: int, additional_args: Params, world_model: str = "mlp", target_copies: bool = False
+) -> Params:
     """The trial's values as arguments, with a noise object and what the YAML says beside them.
 
     :param world_model: the algorithm's default ``world_model_class``
+    :param target_copies: target networks become copies every so many updates; False: they follow softly
     """
     entry = yaml_entry.get()
-    _sample(trial, additional_args["using_her_replay_buffer"])
+    _sample(trial, additional_args["using_her_replay_buffer"], target_copies)
     world_model_class = (entry.get("policy_kwargs") or {}).get("world_model_class", world_model)
     if world_model_class in MODEL_SAMPLERS:
         MODEL_SAMPLERS[world_model_class](trial)
@@ -218,6 +228,17 @@ def sample_mbpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     return _arguments(trial, n_actions, additional_args, world_model="ensemble")
 
 
+def sample_svg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
+    """RL Zoo's sampler of SVG(k); parameters of :func:`sample_dvg_params`."""
+    trial.suggest_int("horizon", 1, 5)
+    trial.suggest_float("max_importance_weight", 1.0, 20.0, log=True)
+    trial.suggest_float("policy_noise_std", 0.05, 1.0, log=True)
+    trial.suggest_categorical("learn_noise", [False, True])
+    trial.suggest_categorical("squash", [False, True])
+    trial.suggest_int("model_gradient_steps", 1, 2)
+    return _arguments(trial, n_actions, additional_args, target_copies=True)
+
+
 SAMPLERS = {
     "dvg": sample_dvg_params,
     "dvpg": sample_dvpg_params,
@@ -225,4 +246,5 @@ SAMPLERS = {
     "maac": sample_maac_params,
     "mbpo": sample_mbpo_params,
     "mpg": sample_mpg_params,
+    "svg": sample_svg_params,
 }
