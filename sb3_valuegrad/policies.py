@@ -20,6 +20,7 @@ from stable_baselines3.sac.policies import Actor as SquashedActor
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
+from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.layers import run_layers
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.world_models import WorldModel, get_world_model_class
@@ -81,8 +82,9 @@ class QCritic(_PlainFeatures, ContinuousCritic):
             self.add_module(f"qf{index}", self.q_networks[index])
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
-        """Every critic's value (N, 1). A features extractor shared with the actor learns from the actor's loss only."""
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+        """Every critic's value (N, 1), with the gradient in observation and action. A features extractor shared with the actor
+        learns from the actor's loss only."""
+        with frozen(self.features_extractor.parameters() if self.share_features_extractor else ()):
             features = self.extract_features(obs, self.features_extractor)
         inputs = th.cat([features, actions], dim=1)
         return tuple(run_layers(network, inputs) for network in self.q_networks)

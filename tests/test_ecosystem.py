@@ -469,6 +469,21 @@ def test_a_shared_extractor_is_the_actors_alone() -> None:
     assert all(parameter.grad is None for parameter in model._other_parameters)
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_values_have_a_gradient_in_the_state(share: bool) -> None:
+    """Through the features, too, whoever's they are: it is what a value gradient is made of."""
+    model = tiny(policy_kwargs={"features_extractor_class": SmallExtractor, "share_features_extractor": share})
+    obs, actions = th.randn(4, 2, requires_grad=True), th.zeros(4, model.action_space.shape[0])
+    critic = model.critic
+    features = critic.features_extractor.net[1].weight
+    (of_state,) = th.autograd.grad(critic(obs, actions)[0].sum(), obs)
+    (expected,) = th.autograd.grad(critic.q1(obs, actions).sum(), obs)
+    assert th.equal(of_state, expected) and expected.abs().sum() > 0
+    assert features.requires_grad
+    (learned,) = th.autograd.grad(critic(obs, actions)[0].sum(), features, allow_unused=True)
+    assert (learned is None) == share
+
+
 @pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD, th.optim.RMSprop])
 def test_optimizers(optimizer: type[th.optim.Optimizer], tmp_path: Path) -> None:
     model = tiny(policy_kwargs={"optimizer_class": optimizer, "optimizer_kwargs": {"weight_decay": 1e-4}})
