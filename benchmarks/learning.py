@@ -47,8 +47,6 @@ def run_one(study_name: str, system: str, seed: int) -> None:
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.monitor import Monitor
 
-    import sb3_valuegrad.envs  # noqa: F401 (registers the papers' tasks)
-
     th.set_num_threads(1)
     study = STUDIES[study_name]
     eval_env = Monitor(gym.make(study.env, **study.eval_env_kwargs))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
@@ -91,13 +91,7 @@ class VCritic(QCritic):
 
     def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        norm: list[type[nn.Module]] = [nn.LayerNorm] if layer_norm else []
-        for index in range(self.n_critics):
-            layers = create_mlp(
-                kwargs["features_dim"], 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=norm
-            )
-            self.q_networks[index] = nn.Sequential(*layers)
-            self.add_module(f"qf{index}", self.q_networks[index])
+        self._build(kwargs["features_dim"], kwargs, layer_norm)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
         """Every critic's value (N, 1); the actions do not matter."""

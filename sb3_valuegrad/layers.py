@@ -91,14 +91,9 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
 
 def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
     """``F.linear``; to the bit where the product is not large."""
-    multiplications = inputs.shape[0] * weight.numel()
-    if multiplications < LARGE or not is_large(multiplications, weight) or not _are_plain_rows(inputs, weight):
-        return F.linear(inputs, weight, bias)
-    return product(inputs, weight.t(), bias)
-
-
-def _are_plain_rows(inputs: th.Tensor, weight: th.Tensor) -> bool:
-    return inputs.dim() == 2 and inputs.dtype == weight.dtype
+    if is_large(inputs.shape[0] * weight.numel(), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
+        return product(inputs, weight.t(), bias)
+    return F.linear(inputs, weight, bias)
 
 
 def squared_error(output: th.Tensor, target: th.Tensor, reduction: str = "mean") -> th.Tensor:

@@ -72,12 +72,13 @@ class QCritic(_PlainFeatures, ContinuousCritic):
     def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if layer_norm:
-            self._add_layer_norm(kwargs)
+            self._build(kwargs["features_dim"] + get_action_dim(kwargs["action_space"]), kwargs, layer_norm)
 
-    def _add_layer_norm(self, kwargs: dict[str, Any]) -> None:
-        input_dim = kwargs["features_dim"] + get_action_dim(kwargs["action_space"])
+    def _build(self, input_dim: int, kwargs: dict[str, Any], layer_norm: bool) -> None:
+        """Networks of our own in the place of SB3's; the arguments are the constructor's."""
+        norm: list[type[nn.Module]] = [nn.LayerNorm] if layer_norm else []
         for index in range(self.n_critics):
-            layers = create_mlp(input_dim, 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=[nn.LayerNorm])
+            layers = create_mlp(input_dim, 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=norm)
             self.q_networks[index] = nn.Sequential(*layers)
             self.add_module(f"qf{index}", self.q_networks[index])
 

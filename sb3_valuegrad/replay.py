@@ -85,6 +85,16 @@ class PackedReplayBuffer(ReplayBuffer):
         """Rows (N, 2 S + A + 2) of flat indices (step * n_envs + env), copied, on the CPU."""
         return self._tensor.index_select(0, indices)
 
+    def columns(self, indices: th.Tensor, env: VecNormalize | None) -> tuple[th.Tensor, ...]:
+        """s (N, S), a (N, A), r (N, 1), terminated (N, 1), s' (N, S) at flat indices, on the buffer's device.
+
+        :param env: normalises observations and rewards, if there is one
+        """
+        rows = self.gather(indices)
+        if env is not None:
+            _normalize(rows, self, env)
+        return rows.to(self.device).split([self.obs_dim, self.action_dim, 1, 1, self.obs_dim], dim=1)
+
     def behaviour_log_probs(self, indices: th.Tensor) -> th.Tensor | None:
         """How likely the actions at flat indices were, (N,); None where nobody keeps it."""
         return None
@@ -129,11 +139,7 @@ def _from_rows(
 ) -> Batch:
     # As SB3's buffers draw them: with one seed, horizon 0 makes the very updates that SB3's DDPG and TD3 make.
     indices = th.from_numpy(np.random.randint(0, buffer.size() * buffer.n_envs, size=batch_size))
-    rows = buffer.gather(indices)
-    if env is not None:
-        normalize_rows(rows, buffer, env)
-    rows = rows.to(buffer.device)
-    obs, actions, rewards, dones, next_obs = rows.split([buffer.obs_dim, buffer.action_dim, 1, 1, buffer.obs_dim], dim=1)
+    obs, actions, rewards, dones, next_obs = buffer.columns(indices, env)
     steps = indices if buffer.n_envs == 1 else indices // buffer.n_envs
     shares = _shares(buffer, steps, held_out)
     transitions = Transitions(obs, actions, rewards[:, 0], dones[:, 0], next_obs, shares)
@@ -141,7 +147,7 @@ def _from_rows(
     return Batch(flat.unflatten(obs), actions, flat.unflatten(next_obs), dones, rewards, None, transitions, log_probs)
 
 
-def normalize_rows(rows: th.Tensor, buffer: PackedReplayBuffer, env: VecNormalize) -> None:
+def _normalize(rows: th.Tensor, buffer: PackedReplayBuffer, env: VecNormalize) -> None:
     """In place, on the CPU, where ``VecNormalize`` computes."""
     array, dim = rows.numpy(), buffer.obs_dim
     for part in (array[:, :dim], array[:, -dim:]):

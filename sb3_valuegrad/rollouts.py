@@ -27,7 +27,12 @@ class Rollout(NamedTuple):
     log_probs: th.Tensor | None = None
     """(H + 1, N): log pi(a_t | s_t), if the policy gives it."""
     endless: bool = False
-    """Whether the model knows no termination: then ``alive`` is 1, and may be left out of products."""
+    """Whether the model knows no termination: then ``alive`` is 1."""
+
+    @property
+    def survival(self) -> th.Tensor | None:
+        """``alive``, or None where nothing ends, which spares the products with ones."""
+        return None if self.endless else self.alive
 
 
 class Dynamics(Protocol):

@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_valuegrad.replay import PackedReplayBuffer, normalize_rows
+from sb3_valuegrad.replay import PackedReplayBuffer
 from sb3_valuegrad.rollouts import Trajectory
 
 LOG_PROB = "behaviour_log_prob"
@@ -148,11 +148,8 @@ class TrajectoryReplayBuffer(PackedReplayBuffer):
         inside = offsets < places.lengths
         steps = (places.steps + np.minimum(offsets, places.lengths - 1)) % self.buffer_size
         indices = th.from_numpy(steps * self.n_envs + places.envs).flatten()
-        rows = self.gather(indices)
-        if env is not None:
-            normalize_rows(rows, self, env)
-        rows = rows.to(self.device).view(horizon, count, -1)
-        obs, actions, rewards, dones, next_obs = rows.split([self.obs_dim, self.action_dim, 1, 1, self.obs_dim], dim=2)
+        parts = self.columns(indices, env)
+        obs, actions, rewards, dones, next_obs = (part.unflatten(0, (horizon, count)) for part in parts)
         states = th.cat([obs[:1], next_obs])
         return Windows(
             Trajectory(states, actions, rewards[..., 0], dones[..., 0]),

@@ -109,10 +109,14 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
 
     # ---------------------------------------------------------------- critic
 
+    @property
+    def _evaluated_actor(self) -> Actor:
+        """Whose policy the critic evaluates."""
+        return self.actor_target if self.use_target_actor else self.actor
+
     def _target_policy(self, obs: PyTorchObs) -> th.Tensor:
         """The action that the critic's target evaluates, with TD3's smoothing."""
-        actor = self.actor_target if self.use_target_actor else self.actor
-        actions = actor(obs)
+        actions = self._evaluated_actor(obs)
         if self.target_policy_noise == 0:
             return actions
         noise = th.randn_like(actions).mul_(self.target_policy_noise)
@@ -156,8 +160,7 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         starts = obs.repeat(self.n_samples, 1) if self.n_samples > 1 and horizons[-1] > 0 else obs
         rollout = imagine(self.world_model, self._policy, starts, horizons[-1], later_policy)
         values = self._value(rollout, horizons)
-        alive = None if rollout.endless else rollout.alive
-        return value_expansions(rollout.rewards, alive, values, self.gamma, horizons).mean(1)
+        return value_expansions(rollout.rewards, rollout.survival, values, self.gamma, horizons).mean(1)
 
     def _objective(self, obs: th.Tensor, weights: dict[int, float]) -> tuple[th.Tensor, th.Tensor]:
         """``mean_s sum_k w_k J_k(s)``, and the means of the J_k, (K,) by rising k; obs (N, S) flat."""

@@ -68,10 +68,9 @@ def value_errors(agent: Any, batch: Batch) -> tuple[th.Tensor, th.Tensor]:
     """Root mean squares of the first critic's temporal difference, and of the world model's error in one step's target
     ``r + gamma V'(s')``; both in standard deviations of the target."""
     data = batch.transitions
-    target_policy = agent.actor_target if agent.use_target_actor else agent.actor
 
     def value(obs: th.Tensor) -> th.Tensor:
-        return agent._values(agent.critic_target, obs, target_policy(agent._flat.unflatten(obs))).amin(0)
+        return agent._values(agent.critic_target, obs, agent._evaluated_actor(agent._flat.unflatten(obs))).amin(0)
 
     predicted = agent.world_model.step(data.obs, data.actions)
     target = data.rewards + agent.gamma * (1 - data.dones) * value(data.next_obs)

@@ -76,7 +76,7 @@ def longest_expansion(
 ) -> tuple[th.Tensor, Rollout]:
     """J_H under a policy and the smallest of its critics, (N,), and the rollout; see :func:`expand`."""
     rollout, rewards, values = expand(model, target, obs, horizon)
-    return value_expansions(rewards, _alive(rollout), values.amin(0), gamma, [horizon])[0], rollout
+    return value_expansions(rewards, rollout.survival, values.amin(0), gamma, [horizon])[0], rollout
 
 
 def mve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
@@ -102,18 +102,12 @@ def steve_value(
     """
     rows = len(obs)
     rollout, rewards, values = _expand_by_members(model, target, obs, horizon)
-    alive = _alive(rollout)
-    of_values = _expansions(th.zeros_like(rewards)[None], alive, values, gamma)
+    of_values = _expansions(th.zeros_like(rewards)[None], rollout.survival, values, gamma)
     all_rewards = _crossed_rewards(model, rollout, rewards) if crossed else rewards[None]
-    of_rewards = _expansions(all_rewards, alive, th.zeros_like(values[:1]), gamma)
+    of_rewards = _expansions(all_rewards, rollout.survival, th.zeros_like(values[:1]), gamma)
     # (H + 1, rewards' members, critics, states' members, N): every combination is one estimate.
     expansions = of_rewards[:, :, None] + of_values[:, None]
     return steve(expansions.view(horizon + 1, -1, rows))
-
-
-def _alive(rollout: Rollout) -> th.Tensor | None:
-    """c_t (H + 1, N), or None where nothing ends, which spares the products with ones."""
-    return None if rollout.endless else rollout.alive
 
 
 def _expansions(rewards: th.Tensor, alive: th.Tensor | None, values: th.Tensor, gamma: float) -> th.Tensor:

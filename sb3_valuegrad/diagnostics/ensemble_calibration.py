@@ -11,7 +11,7 @@ import torch as th
 from sb3_valuegrad.diagnostics.experience import held_out_experience, world_model_of
 from sb3_valuegrad.diagnostics.figures import axes
 from sb3_valuegrad.world_models import GaussianEnsemble
-from sb3_valuegrad.world_models.gaussian import bounded
+from sb3_valuegrad.world_models.gaussian import standard_deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def predicted_distributions(model: GaussianEnsemble, obs: th.Tensor, actions: th
     :param actions: actions (N, A), scaled to [-1, 1]
     """
     mean, log_var, _ = model._split(model._outputs(model._inputs(obs, actions), model.members))
-    std = (0.5 * bounded(log_var)).exp()
+    std = standard_deviation(log_var)
     return model._next_obs(obs, mean), std * model.state_scaler.spread if model.normalize else std
 
 

@@ -84,15 +84,18 @@ class HandEnv(gym.Env):
 
 def hand_reward(obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
     """Eq. 15 as a torch function, ``reward_fn`` of the learned world models: (N, 9), (N, 2), (N, 9) to (N,)."""
-    # The last step is the one that ends at time 1; within half a step of a thousand it cannot be another.
-    is_last = next_obs[:, 8] > 1 - 0.5 / STEPS
     missed = _length(next_obs[:, SEEN.hand]) + _length(next_obs[:, SEEN.ball] - next_obs[:, SEEN.target])
-    return th.where(is_last, FINAL_WEIGHT * missed, ACTION_WEIGHT * actions.square().sum(1))
+    return th.where(_is_last(next_obs), FINAL_WEIGHT * missed, ACTION_WEIGHT * actions.square().sum(1))
 
 
 def hand_is_over(obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
     """Whether the episode is over, ``termination`` of the learned world models: to (N,)."""
-    return (next_obs[:, 8] > 1 - 0.5 / STEPS).to(obs.dtype)
+    return _is_last(next_obs).to(obs.dtype)
+
+
+def _is_last(next_obs: th.Tensor) -> th.Tensor:
+    """Whether a step ends at time 1: within half a step of a thousand it cannot be another. (N,)"""
+    return next_obs[:, SEEN.time].squeeze(1) > 1 - 0.5 / STEPS
 
 
 def _length(rows: th.Tensor) -> th.Tensor:

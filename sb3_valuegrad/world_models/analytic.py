@@ -97,9 +97,7 @@ class AnalyticWorldModel(WorldModel):
 
     def member_predictions(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """The model's word for all rows, without noise, with a first axis of 1."""
-        next_obs = self._expected(obs, actions)
-        reward, done = self.outcome(obs, actions, next_obs, None)
-        return Step(next_obs[None], reward[None], (th.zeros_like(reward) if done is None else done)[None])
+        return self._step(obs, actions, self._expected(obs, actions), None).of_one_member()
 
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """None: there is nothing to learn."""

@@ -19,6 +19,10 @@ class Step(NamedTuple):
     done: th.Tensor
     """(N,): chance that the episode terminates here"""
 
+    def of_one_member(self) -> "Step":
+        """With a first axis of 1, as :meth:`WorldModel.member_predictions` gives it."""
+        return Step(*(part[None] for part in self))
+
 
 class Transitions(NamedTuple):
     """Real one-step data for fitting a world model, flat vectors, float32."""
@@ -122,12 +126,14 @@ class WorldModel(nn.Module, ABC):
 
     def member_predictions(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """What every fitted network expects of all rows, without noise: :class:`Step` with a first axis of n_members."""
-        next_obs, reward, done = self.step(obs, actions)
-        return Step(next_obs[None], reward[None], done[None])
+        return self.step(obs, actions).of_one_member()
 
     def step(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """``s', r, done = f(s, a)`` for N rows."""
-        next_obs, hint = self.transition(obs, actions)
+        return self._step(obs, actions, *self.transition(obs, actions))
+
+    def _step(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None) -> Step:
+        """The step to next states that are known, (N, S), with the hint of :meth:`transition`."""
         reward, done = self.outcome(obs, actions, next_obs, hint)
         return Step(next_obs, reward, th.zeros_like(reward) if done is None else done)
 

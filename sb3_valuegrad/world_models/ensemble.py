@@ -8,7 +8,7 @@ from torch import nn
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.rollouts import Dynamics, renoise
 from sb3_valuegrad.world_models.base import Step, Transitions
-from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood
+from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood, standard_deviation
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction, mean_over_rows
 from sb3_valuegrad.world_models.networks import ParallelMlp
 
@@ -114,7 +114,7 @@ class GaussianEnsemble(LearnedWorldModel):
     def _transition(self, obs: th.Tensor, actions: th.Tensor, seats: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
         mean, log_var, others = self._split(self._by_elites(self._inputs(obs, actions), seats))
         if not self.deterministic:
-            mean = th.addcmul(mean, (0.5 * bounded(log_var)).exp(), th.randn_like(mean))
+            mean = th.addcmul(mean, standard_deviation(log_var), th.randn_like(mean))
         return self._next_obs(obs, mean), others
 
     def _by_elites(self, inputs: th.Tensor, seats: th.Tensor | None) -> th.Tensor:

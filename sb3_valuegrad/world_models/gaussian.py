@@ -18,6 +18,11 @@ def bounded(log_var: th.Tensor) -> th.Tensor:
     return MIN_LOG_VAR + F.softplus(log_var - MIN_LOG_VAR)
 
 
+def standard_deviation(log_var: th.Tensor) -> th.Tensor:
+    """From raw log-variances, which are bounded first."""
+    return (0.5 * bounded(log_var)).exp()
+
+
 def negative_log_likelihood(mean: th.Tensor, log_var: th.Tensor, target: th.Tensor) -> th.Tensor:
     """``(mean - target)^2 / (2 var) + log var / 2 + log(2 pi) / 2``, elementwise."""
     return 0.5 * ((mean - target).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))

@@ -7,7 +7,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_valuegrad.world_models.base import Transitions, WorldModel
-from sb3_valuegrad.world_models.gaussian import bounded
+from sb3_valuegrad.world_models.gaussian import standard_deviation
 from sb3_valuegrad.world_models.scaling import RunningScaler
 
 OutcomeFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
@@ -92,7 +92,7 @@ class LearnedWorldModel(WorldModel):
 
     def _state_std(self, log_var: th.Tensor) -> th.Tensor:
         """Standard deviations of the state, in its own units, from raw log-variances."""
-        std = (0.5 * bounded(log_var)).exp()
+        std = standard_deviation(log_var)
         if not self.normalize:
             return std
         # A column that never moved has no scale; noise on it is of constant size.

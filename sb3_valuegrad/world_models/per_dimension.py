@@ -5,7 +5,7 @@ from torch import nn
 
 from sb3_valuegrad.rollouts import renoise
 from sb3_valuegrad.world_models.base import Step, Transitions
-from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood
+from sb3_valuegrad.world_models.gaussian import bounded, negative_log_likelihood, standard_deviation
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction, mean_over_rows
 from sb3_valuegrad.world_models.networks import ParallelMlp
 
@@ -67,7 +67,7 @@ class PerDimensionGaussian(LearnedWorldModel):
         """Next states (N, S), and the raw outputs of the other heads (N, E)."""
         mean, log_var, others = self._heads(obs, actions)
         if not self.deterministic:
-            mean = th.addcmul(mean, (0.5 * bounded(log_var)).exp(), th.randn_like(mean))
+            mean = th.addcmul(mean, standard_deviation(log_var), th.randn_like(mean))
         return self._next_obs(obs, mean), others
 
     def renoised(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -78,9 +78,7 @@ class PerDimensionGaussian(LearnedWorldModel):
     def member_predictions(self, obs: th.Tensor, actions: th.Tensor) -> Step:
         """The model's expectation of all rows, without noise, with a first axis of 1."""
         mean, _, others = self._heads(obs, actions)
-        next_obs = self._next_obs(obs, mean)
-        reward, done = self.outcome(obs, actions, next_obs, others)
-        return Step(next_obs[None], reward[None], (th.zeros_like(reward) if done is None else done)[None])
+        return self._step(obs, actions, self._next_obs(obs, mean), others).of_one_member()
 
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """Negative log-likelihood of the state, averaged over its dimensions, and squared error of the reward, in scaled units
