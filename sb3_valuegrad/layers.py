@@ -22,6 +22,9 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise")
 LARGE = 2**22  # multiplications
 
+# PyTorch's tanh of float32 takes ten times as long on a processor as its sigmoid, which is worth three kernels more.
+MANY = 2**13  # numbers
+
 
 def is_large(multiplications: int, weight: th.Tensor) -> bool:
     """Whether oneDNN should make a product of this size with this matrix; never while something transforms or records the
@@ -104,7 +107,16 @@ def squared_error(output: th.Tensor, target: th.Tensor, reduction: str = "mean")
 def activate(layer: nn.Module, hidden: th.Tensor) -> th.Tensor:
     """``layer(hidden)``, possibly in place of ``hidden``."""
     function = ACTIVATIONS.get(type(layer))
-    return function(hidden) if function is not None and _is_plain(layer) else layer(hidden)
+    if function is None or not _is_plain(layer):
+        return layer(hidden)
+    if function is th.tanh_ and hidden.numel() >= MANY and hidden.dtype == th.float32 and hidden.device.type == "cpu":
+        return _many_tanh(hidden)
+    return function(hidden)
+
+
+def _many_tanh(hidden: th.Tensor) -> th.Tensor:
+    """``tanh(x) = 2 sigmoid(2x) - 1``, within 2e-7, in place of ``hidden``."""
+    return th.sigmoid_(hidden.mul_(2)).mul(2).sub_(1)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from sb3_valuegrad.layers import run_layers, squared_error
+from sb3_valuegrad.layers import activate, run_layers, squared_error
 
 
 class Keeping(nn.Module):
@@ -101,3 +101,17 @@ def test_parametrized_pruned_and_replaced_weights_are_used() -> None:
 def test_squared_error_is_pytorchs(reduction: str) -> None:
     output, target = th.randn(2, 7, 3).unbind()
     assert th.equal(squared_error(output, target, reduction), F.mse_loss(output, target, reduction=reduction))
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (3, 64, 64)], ids=["few", "many"])
+def test_the_tanh_of_many_numbers(shape: tuple[int, ...]) -> None:
+    """A faster one: within rounding of float32, the gradient, too, and at its ends."""
+    th.manual_seed(0)
+    given = 3 * th.randn(shape)
+    given.view(-1)[:4] = th.tensor([0.0, 1e-4, 200.0, -200.0])
+    inputs, expected = given.clone().requires_grad_(), given.double().requires_grad_()
+    actual, right = activate(nn.Tanh(), inputs * 1), th.tanh(expected)
+    direction = th.randn(shape)
+    gradients = th.autograd.grad(actual, inputs, direction)[0], th.autograd.grad(right, expected, direction.double())[0]
+    assert (actual - right).abs().max() < 3e-7 and (gradients[0] - gradients[1]).abs().max() < 2e-6
+    assert actual.abs().max() <= 1

@@ -51,6 +51,8 @@ class ParallelMlp(nn.Module):
         for bias, weight in layers:
             hidden = activate(self.activation, th.baddbmm(bias, hidden, weight))
         bias, weight = last
+        if weight.shape[-1] == 1:  # a product with one column is slow, one with one row is not
+            return th.baddbmm(bias, weight.mT, hidden.mT).mT
         return th.baddbmm(bias, hidden, weight)
 
     def _one_by_one(self, inputs: th.Tensor, layers: list[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
