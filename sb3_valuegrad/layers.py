@@ -22,19 +22,21 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise")
 LARGE = 2**22  # multiplications
 
-# PyTorch's tanh of float32 takes ten times as long on a processor as its sigmoid, which is worth three kernels more.
+# PyTorch's tanh of float32 takes ten times as long on a processor as its sigmoid, which is worth a few kernels more.
 MANY = 2**13  # numbers
 
 
 def is_large(multiplications: int, weight: th.Tensor) -> bool:
     """Whether oneDNN should make a product of this size with this matrix; never while something transforms or records the
     code, nor with ``torch.backends.mkldnn`` switched off."""
+    return HAS_ONEDNN and multiplications >= LARGE and th._C._get_mkldnn_enabled() and _may_be_special(weight)
+
+
+def _may_be_special(tensor: th.Tensor) -> bool:
+    """Whether kernels for float32 on processors may take PyTorch's own one's place."""
     return (
-        HAS_ONEDNN
-        and multiplications >= LARGE
-        and weight.dtype == th.float32
-        and weight.device.type == "cpu"
-        and th._C._get_mkldnn_enabled()
+        tensor.dtype == th.float32
+        and tensor.device.type == "cpu"
         and not th._C._are_functorch_transforms_active()
         and not th.compiler.is_compiling()
     )
@@ -109,14 +111,25 @@ def activate(layer: nn.Module, hidden: th.Tensor) -> th.Tensor:
     function = ACTIVATIONS.get(type(layer))
     if function is None or not _is_plain(layer):
         return layer(hidden)
-    if function is th.tanh_ and hidden.numel() >= MANY and hidden.dtype == th.float32 and hidden.device.type == "cpu":
-        return _many_tanh(hidden)
+    if function is th.tanh_ and hidden.numel() >= MANY and _may_be_special(hidden):
+        return _ManyTanh.apply(hidden)
     return function(hidden)
 
 
-def _many_tanh(hidden: th.Tensor) -> th.Tensor:
-    """``tanh(x) = 2 sigmoid(2x) - 1``, within 2e-7, in place of ``hidden``."""
-    return th.sigmoid_(hidden.mul_(2)).mul(2).sub_(1)
+class _ManyTanh(th.autograd.Function):
+    """``tanh(x) = 2 sigmoid(2x) - 1``, within 2e-7, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: th.Tensor) -> th.Tensor:
+        hidden.mul_(2).sigmoid_().mul_(2).sub_(1)
+        ctx.mark_dirty(hidden)
+        ctx.save_for_backward(hidden)
+        return hidden
+
+    @staticmethod
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
+        (result,) = ctx.saved_tensors
+        return th.ops.aten.tanh_backward(gradient, result)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -115,3 +115,9 @@ def test_the_tanh_of_many_numbers(shape: tuple[int, ...]) -> None:
     gradients = th.autograd.grad(actual, inputs, direction)[0], th.autograd.grad(right, expected, direction.double())[0]
     assert (actual - right).abs().max() < 3e-7 and (gradients[0] - gradients[1]).abs().max() < 2e-6
     assert actual.abs().max() <= 1
+    # Twice, too.
+    second = [
+        th.autograd.grad(th.autograd.grad(function(x).sum(), x, create_graph=True)[0].square().sum(), x)[0]
+        for function, x in ((lambda x: activate(nn.Tanh(), x * 1), inputs), (th.tanh, expected))
+    ]
+    assert (second[0] - second[1]).abs().max() < 1e-5
