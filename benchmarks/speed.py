@@ -1,9 +1,11 @@
-"""What an update costs against SB3's DDPG, and MAAC's against SB3's SAC: medians of alternating calls of ``train()``, in
-one process, on one thread.
+"""What an update costs against SB3's DDPG, and MAAC's and SVG's against SB3's SAC: medians of alternating calls of
+``train()``, in one process, on one thread.
 
     python benchmarks/speed.py                       # the table, and results/speed.csv
     python benchmarks/speed.py --repeats 5 --steps 50   # a quick look
+    python benchmarks/speed.py --only SVG            # these rows of the table; the others stay as they are
     python benchmarks/speed.py --memory              # peak memory, and results/memory.csv
+    python benchmarks/speed.py --episodes            # SVG(inf)'s gradient by the length of the episode, and svg_episodes.csv
 
 The networks are equal, replay sampling is included, nothing is compiled. Times are the process's CPU time, so that a
 busy machine disturbs little; only the ratios are worth quoting. ``learn()`` is timed too, with the environment's steps.
@@ -15,6 +17,7 @@ import importlib.metadata
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +30,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
-from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG
+import sb3_valuegrad.envs  # noqa: F401 (registers Hand-v0)
+from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, SVG
+from sb3_valuegrad.envs.hand import hand_is_over, hand_reward
+from sb3_valuegrad.gradients import frozen
+from sb3_valuegrad.trajectories import Windows
 
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
@@ -63,6 +70,15 @@ MAAC_SYSTEMS: list[tuple[str, dict[str, Any], Any]] = [
 # An update of MPG with a prior model, policy step included, at most so many of SB3's DDPG's (issue 4)
 MPG_LIMIT = 6
 
+# SVG(1)-ER's world models, beside networks of 2x100; the most that an update may cost of SB3's SAC's (issue 5)
+SVG_SYSTEMS: list[tuple[str, dict[str, Any], Any]] = [
+    ("SVG(1)-ER", {}, 1.5),
+    ("SVG(1)-ER, per dimension", {"world_model_class": "per-dimension", "world_model_kwargs": {"net_arch": [40, 40]}}, 1.5),
+    ("SVG(0)-ER", {"horizon": 0}, ""),
+]
+# SVG(inf)'s episodes, the paper's Hand among them, and the most that the gradient of one may cost of its forward pass
+EPISODES, EPISODE_LIMIT = (250, 500, 1000, 2000), 4
+
 # ours, SB3's, the most that ours may need of its memory
 MEMORY: list[tuple[str, str, Any]] = [("DVPG(5)", "DDPG", 1.2), ("MAAC(3)", "SAC", ""), ("MBPO", "SAC", "")]
 
@@ -81,8 +97,10 @@ def ddpg(units: int, batch_size: int, buffer_size: int = 20_000) -> DDPG:
                 learning_starts=1000, seed=0, device="cpu")  # fmt: skip
 
 
-def sac() -> SAC:
-    return SAC("MlpPolicy", ENV, batch_size=256, buffer_size=20_000, learning_starts=1000, seed=0, device="cpu")
+def sac(units: int = 256) -> SAC:
+    kwargs = dict(net_arch=[units, units])
+    return SAC("MlpPolicy", ENV, batch_size=256, buffer_size=20_000, policy_kwargs=kwargs, learning_starts=1000, seed=0,
+               device="cpu")  # fmt: skip
 
 
 def maac(**changes: Any) -> MAAC:
@@ -100,6 +118,37 @@ def mpg() -> MPG:
     half_way = dict(eta=1e-9, policy_delay=1, target_policy_noise=0.0)
     return MPG("MlpPolicy", "Pendulum-v1", batch_size=256, buffer_size=20_000, seed=0, device="cpu", policy_kwargs=networks,
                **half_way)  # fmt: skip
+
+
+def svg(horizon: int = 1, **networks: Any) -> SVG:
+    """SVG(1)-ER with SB3's critics and policy of 2x100 and, unless told otherwise, a world model of 2x100."""
+    sizes = dict(net_arch=[100, 100], activation_fn=nn.ReLU, layer_norm=False, world_model_kwargs=dict(net_arch=[100, 100]))
+    return SVG("MlpPolicy", ENV, horizon=horizon, batch_size=256, buffer_size=20_000, seed=0, device="cpu",
+               policy_kwargs={**sizes, **networks})  # fmt: skip
+
+
+def whole_episode(steps: int) -> tuple[SVG, Windows]:
+    """SVG(inf) with the paper's networks for Hand (Table 1), and an episode of this length."""
+    import gymnasium as gym
+
+    known = dict(net_arch=[20, 20], reward_fn=hand_reward, termination=hand_is_over)
+    networks = dict(net_arch=[100, 100], activation_fn=nn.Tanh, world_model_class="per-dimension", world_model_kwargs=known)
+    model = SVG("MlpPolicy", gym.make("Hand-v0", steps=steps), horizon=None, policy_replay=False, gamma=1.0, seed=0,
+                learning_starts=2 * steps, buffer_size=2 * steps, device="cpu", policy_kwargs=networks)  # fmt: skip
+    model.learn(steps)
+    return model, model.replay_buffer.windows(model.replay_buffer.episodes(steps))
+
+
+def gradient(model: SVG, windows: Windows) -> None:
+    """SVG(inf)'s policy gradient: forward along the episode, and back."""
+    with frozen(model._other_parameters):
+        model._policy_loss(windows)[0].backward()
+
+
+def forward(model: SVG, windows: Windows) -> None:
+    """The same way without the gradient."""
+    with th.no_grad():
+        model._policy_loss(windows)
 
 
 def collect(model: BaseAlgorithm, steps: int = 2000) -> BaseAlgorithm:
@@ -152,9 +201,7 @@ def alone(system: str) -> BaseAlgorithm:
 
 def peak_memory(system: str) -> float:
     """Peak resident memory in MB of a process that fills its replay buffer and trains: a fit, imagining, updates."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.train_alone({system!r})"
-    call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(call.stdout.splitlines()[-1])
+    return float(in_own_process(f"train_alone({system!r})"))
 
 
 def train_alone(system: str) -> None:
@@ -162,20 +209,55 @@ def train_alone(system: str) -> None:
     th.set_num_threads(1)
     model = collect(alone(system), 50_000)
     model.train(50, model.batch_size)
-    # Not getrusage's: that includes what the process had from which this one was started.
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(int(peak.split()[1]) / 1024)
+    print(resident("VmHWM"))
 
 
-def times(repeats: int, steps: int) -> list[list[Any]]:
-    """The table of ratios."""
-    rows: list[list[Any]] = []
+def resident(field: str) -> float:
+    """This process's memory in MB: VmRSS, what it has, or VmHWM, the most that it had. Not getrusage's: that includes what
+    the process had from which this one was started."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
-    def report(*row: Any) -> None:
-        rows.append(list(row))
-        print(("{:<38}" + "{:>10}" * (len(row) - 1)).format(*row), flush=True)
 
-    report("system", "units", "batch", "update", "learn", "limit")
+def measure_episode(steps: int, repeats: int) -> None:
+    """Print what the gradient of one episode costs: milliseconds forward alone, and with the gradient, and MB."""
+    th.set_num_threads(1)
+    model, windows = whole_episode(steps)
+    forward(model, windows)
+    before = resident("VmRSS")
+    gradient(model, windows)
+    needed = resident("VmHWM") - before
+    ratios, alone, whole = [], [], []
+    for _ in range(repeats):
+        alone.append(1000 * cpu_time(lambda: forward(model, windows)))
+        whole.append(1000 * cpu_time(lambda: gradient(model, windows)))
+        ratios.append(whole[-1] / alone[-1])
+    print(steps, f"{median(alone):.0f}", f"{median(whole):.0f}", f"{median(ratios):.2f}", f"{needed:.0f}")
+
+
+def episodes(repeats: int) -> list[list[Any]]:
+    """The table of SVG(inf)'s gradient, each length in a process of its own."""
+    heads = ["steps of the episode", "forward in ms", "with the gradient in ms", "ratio", "its memory in MB"]
+    rows: list[list[Any]] = [[*heads, "MB a step", "limit of the ratio"]]
+    for steps in EPISODES:
+        row = in_own_process(f"measure_episode({steps}, {repeats})").split()
+        rows.append([*row, f"{float(row[-1]) / steps:.3f}", EPISODE_LIMIT if steps == 1000 else ""])
+        print(*rows[-1], flush=True)
+    return rows
+
+
+def in_own_process(call: str) -> str:
+    """The last line that a function of this module prints."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import speed; speed.{call}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[-1]
+
+
+Row = list[Any]
+HEAD = ["system", "units", "batch", "update", "learn", "limit"]
+
+
+def dvpg_rows(repeats: int, steps: int) -> Iterator[Row]:
     for units, batch_size in ((64, 128), (256, 256)):
         reference = collect(ddpg(units, batch_size))
         common = dict(batch_size=batch_size, buffer_size=20_000, seed=0, device="cpu")
@@ -194,15 +276,48 @@ def times(repeats: int, steps: int) -> list[list[Any]]:
             collect(model)
             update = update_ratio(model, reference, steps, repeats)
             learn = learn_ratio(model, reference, 2 * steps, max(repeats // 3, 1))
-            report(name, units, batch_size, f"{update:.2f}", f"{learn:.2f}", limit)
+            yield [name, units, batch_size, f"{update:.2f}", f"{learn:.2f}", limit]
+
+
+def mpg_rows(repeats: int, steps: int) -> Iterator[Row]:
     ratio = update_ratio(collect(mpg()), collect(ddpg(64, 128)), steps // 3, repeats)
-    report("MPG(0, 25), analytic prior", 64, 256, f"{ratio:.2f}", "", MPG_LIMIT)
+    yield ["MPG(0, 25), analytic prior", 64, 256, f"{ratio:.2f}", "", MPG_LIMIT]
+
+
+def maac_rows(repeats: int, steps: int) -> Iterator[Row]:
     for name, changes, limit in MAAC_SYSTEMS:
-        model = collect(maac(**changes))
-        reference_sac = collect(sac())
-        update = update_ratio(model, reference_sac, steps // 3, repeats)
-        report(name + ", to SAC", 256, 256, f"{update:.2f}", "", limit)
+        update = update_ratio(collect(maac(**changes)), collect(sac()), steps // 3, repeats)
+        yield [name + ", to SAC", 256, 256, f"{update:.2f}", "", limit]
+
+
+def svg_rows(repeats: int, steps: int) -> Iterator[Row]:
+    reference = collect(sac(100))
+    for name, changes, limit in SVG_SYSTEMS:
+        model = collect(svg(**changes))
+        update = update_ratio(model, reference, steps, repeats)
+        learn = learn_ratio(model, reference, 2 * steps, max(repeats // 3, 1))
+        yield [name + ", to SAC", 100, 256, f"{update:.2f}", f"{learn:.2f}", limit]
+
+
+MEASURED = {"DVPG": dvpg_rows, "MPG": mpg_rows, "MAAC": maac_rows, "SVG": svg_rows}
+
+
+def times(repeats: int, steps: int, only: list[str]) -> list[Row]:
+    """The table of ratios; of the algorithms that are not measured now, the rows that are there."""
+    rows = [HEAD]
+    with (RESULTS / "speed.csv").open(newline="") as file:
+        known = [row for row in csv.reader(file) if len(row) == len(HEAD)][1:]
+    groups = {name: [row for row in known if group_of(row) == name] for name in MEASURED}
+    for name, measure in MEASURED.items():
+        for row in measure(repeats, steps) if name in only else groups[name]:
+            rows.append(row)
+            print(("{:<38}" + "{:>10}" * (len(row) - 1)).format(*row), flush=True)
     return rows
+
+
+def group_of(row: Row) -> str:
+    """Whose measurement a row of the table is: DVPG's are DVG's, too."""
+    return next((name for name in MEASURED if row[0].startswith(name)), "DVPG")
 
 
 def memory() -> list[list[Any]]:
@@ -231,14 +346,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--steps", type=int, default=100, help="updates in one timed run")
     parser.add_argument("--embed", type=Path, help="put the table into this page, at its <!-- results:speed --> or memory")
+    parser.add_argument("--only", nargs="+", choices=list(MEASURED), default=list(MEASURED), help="measure these algorithms")
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
+    parser.add_argument("--episodes", action="store_true", help="measure SVG(inf)'s gradient instead")
     args = parser.parse_args()
     th.set_num_threads(1)
     if args.memory:
         write("memory", memory(), "python benchmarks/speed.py --memory", args.embed)
+    elif args.episodes:
+        command = f"python benchmarks/speed.py --episodes --repeats {args.repeats}"
+        write("svg_episodes", episodes(args.repeats), command, args.embed)
     else:
         command = f"python benchmarks/speed.py --repeats {args.repeats} --steps {args.steps}"
-        write("speed", times(args.repeats, args.steps), command, args.embed)
+        write("speed", times(args.repeats, args.steps, args.only), command, args.embed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_valuegrad.envs
 
@@ -133,6 +134,36 @@ def mve_versions(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def svg_hand(**changes: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+    """SVG(inf) and its planner on the hand and the ball (Heess et al. 2015, Fig. 2 left): the paper's networks (Table 1) and
+    discount (app. D); rates, noise and numbers of updates are ours, which the paper does not print."""
+    import torch as th
+
+    from sb3_valuegrad.envs.hand import hand_is_over, hand_reward
+
+    known = {"net_arch": [20, 20], "reward_fn": hand_reward, "termination": hand_is_over}
+    networks = {"net_arch": [100, 100], "activation_fn": th.nn.Tanh, "world_model_class": "per-dimension"}
+    settings = {
+        "horizon": None,
+        "policy_replay": False,
+        "gamma": 1.0,
+        "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
+        "train_freq": (1, "episode"),
+        "gradient_steps": 100,
+        "buffer_size": 300_000,
+        "policy_kwargs": {**networks, "world_model_kwargs": known, "noise_std": 0.2},
+        **changes,
+    }
+    return {"SVG(inf)": ("SVG", settings), "planner": ("SVG", {**settings, "trajectories": "imagined"})}
+
+
+def svg_pendulum(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """SVG(1)-ER as ``hyperparams/`` has it, with a policy that is squashed, and SB3's SAC."""
+    algorithm, plain = zoo("SVG", env)
+    squashed = {**plain, "policy_kwargs": {**plain["policy_kwargs"], "squash": True}}
+    return {"SVG(1)-ER": (algorithm, plain), "SVG(1)-ER, squashed": (algorithm, squashed), "SAC": BASELINES["SAC"]}
+
+
 def studies() -> dict[str, Study]:
     cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
     pendulum, cart, observable = "Pendulum-v1", "InvertedPendulum-v5", "HalfCheetahObservable-v5"
@@ -187,6 +218,8 @@ def studies() -> dict[str, Study]:
         "hopper-ensembles": Study(hopper, 30_000, 2_500, ensembles(hopper), seeds=(0, 1, 2)),
         "maac-ablations": Study(pendulum, 1_500, 250, maac_ablations(pendulum), eval_episodes=10),
         "mve": Study(observable, 10_000, 1_000, mve_versions(observable), seeds=(0, 1, 2)),
+        "svg-hand": Study("Hand-v0", 200_000, 20_000, svg_hand(), seeds=(0, 1, 2), eval_episodes=10),
+        "pendulum-svg": Study(pendulum, 5_000, 500, svg_pendulum(pendulum), seeds=(0, 1, 2), eval_episodes=10),
         "hopper": Study(hopper, 100_000, 5_000, {"DVPG": zoo("DVPG", hopper), **BASELINES}),
         "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),
         "swimmer": Study(swimmer, 100_000, 5_000, {"DVPG": zoo("DVPG", swimmer), **BASELINES}),

@@ -7,13 +7,15 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-# The paper gives the time step, the length and the form of the reward; the other numbers are ours.
+# The paper gives the time step, the length and the form of the reward; the other numbers are ours. The ball swings 1.6 times
+# in an episode. With a spring of 20 N/m it swung seven times: to time its last swing a policy must turn round every 0.7 s, and
+# even with the true model the policies learned to stand between origin and target, where the sum of the distances is flat.
 TIME_STEP, STEPS = 0.01, 1000  # s
-MASS, STIFFNESS, GRAVITY = 1.0, 20.0, 9.81  # kg, N/m, m/s^2
-FORCE_NOISE = 2.0  # N, standard deviation of each component, anew in every step
+MASS, STIFFNESS, GRAVITY = 1.0, 1.0, 1.0  # kg, N/m, m/s^2
+FORCE_NOISE = 1.0  # N, standard deviation of each component, anew in every step
 ACTION_WEIGHT, FINAL_WEIGHT = -1e-3, -10.0  # alpha_1, alpha_2 of eq. 15
 REST = np.array([0.0, -MASS * GRAVITY / STIFFNESS])  # where the ball hangs still below a hand at the origin
-TARGETS = REST + np.array([[-0.3, 0.0], [0.3, 0.0]])
+TARGETS = REST + np.array([[-1.0, 0.0], [1.0, 0.0]])
 
 
 class Seen(NamedTuple):
