@@ -147,7 +147,7 @@ def svg_hand(**changes: Any) -> dict[str, tuple[str, dict[str, Any]]]:
         "horizon": None,
         "policy_replay": False,
         "gamma": 1.0,
-        "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
+        "learning_rate": LinearSchedule(3e-3, 0.0, 1.0),
         "train_freq": (1, "episode"),
         "gradient_steps": 100,
         "buffer_size": 300_000,
@@ -162,6 +162,17 @@ def svg_pendulum(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     algorithm, plain = zoo("SVG", env)
     squashed = {**plain, "policy_kwargs": {**plain["policy_kwargs"], "squash": True}}
     return {"SVG(1)-ER": (algorithm, plain), "SVG(1)-ER, squashed": (algorithm, squashed), "SAC": BASELINES["SAC"]}
+
+
+def svg_cheetah() -> dict[str, tuple[str, dict[str, Any]]]:
+    """SVG(1)-ER beside what climbs through a model off-policy, and without one; and with one thing changed."""
+    return {
+        "SVG(1)-ER": ("SVG", {}),
+        "SVG(1)-ER, never waiting": ("SVG", {"policy_window": None, "min_overlap": 0.0}),
+        "SVG(1)-ER, plain policy": ("SVG", {"policy_kwargs": {"squash": False}}),
+        "DVPG(3, 0.5)": ("DVPG", {"horizon": 3, "lambda_": 0.5}),
+        "DDPG": BASELINES["DDPG"],
+    }
 
 
 def studies() -> dict[str, Study]:
@@ -219,6 +230,7 @@ def studies() -> dict[str, Study]:
         "maac-ablations": Study(pendulum, 1_500, 250, maac_ablations(pendulum), eval_episodes=10),
         "mve": Study(observable, 10_000, 1_000, mve_versions(observable), seeds=(0, 1, 2)),
         "svg-hand": Study("Hand-v0", 200_000, 20_000, svg_hand(), seeds=(0, 1, 2), eval_episodes=10),
+        "halfcheetah-svg": Study(cheetah, 20_000, 2_500, svg_cheetah(), seeds=(0, 1, 2)),
         "pendulum-svg": Study(pendulum, 5_000, 500, svg_pendulum(pendulum), seeds=(0, 1, 2), eval_episodes=10),
         "hopper": Study(hopper, 100_000, 5_000, {"DVPG": zoo("DVPG", hopper), **BASELINES}),
         "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),

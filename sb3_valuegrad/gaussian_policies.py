@@ -27,7 +27,7 @@ class GaussianActor(SquashedGaussianActor):
     :param learn_noise: sigma depends on the state and is learned; False: it is constant
     """
 
-    def __init__(self, *args: Any, squash: bool = True, noise_std: float = 0.3, learn_noise: bool = False, **kwargs: Any):
+    def __init__(self, *args: Any, squash: bool = True, noise_std: float = 0.5, learn_noise: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.squash, self.learn_noise = squash, learn_noise
         log_std = math.log(noise_std)
@@ -120,7 +120,7 @@ class GaussianPolicy(StochasticPolicy):
         self,
         *args: Any,
         squash: bool = True,
-        noise_std: float = 0.3,
+        noise_std: float = 0.5,
         learn_noise: bool = False,
         state_values: bool = True,
         **kwargs: Any,

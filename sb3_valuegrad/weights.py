@@ -57,6 +57,16 @@ def importance_weights(log_probs: th.Tensor, behaviour: th.Tensor, most: float |
     return weights if most is None else weights.clamp(max=most)
 
 
+def overlap(weights: th.Tensor) -> th.Tensor:
+    """How much of what was done would be done today: the mean of ``min(w, 1)`` over experience, whose expectation is 1 minus
+    the total variation between the policy that acted and today's.
+
+    :param weights: importance weights, (N,)
+    :return: a scalar, 1 where the policies are the same
+    """
+    return weights.clamp(max=1).mean()
+
+
 class Evidence(NamedTuple):
     """What a weighting may go by. Errors are relative: to the spread of values, or to the size of the gradient."""
 

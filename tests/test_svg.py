@@ -1,7 +1,9 @@
 """SVG: its networks, its gradient and its critic against what the paper writes out, when it learns from what, bad input."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.replay import PackedReplayBuffer
 from sb3_valuegrad.rollouts import Trajectory
 from sb3_valuegrad.trajectories import TrajectoryReplayBuffer, Windows
+from sb3_valuegrad.weights import overlap
 
 ENSEMBLE: dict[str, Any] = {
     "world_model_class": "ensemble",
@@ -94,7 +97,7 @@ def test_the_policys_likelihood_and_its_inferred_noise(kind: str, quiet_rng: Non
     th.testing.assert_close(actor.renoised(obs, actions), actions, rtol=0, atol=1e-12)
     th.testing.assert_close(actor(obs, deterministic=True), actor._squashed(mean))
     if "noise_std" not in KINDS[kind]:
-        assert log_std.exp().mean().item() == pytest.approx(0.3, rel=0.3 if actor.learn_noise else 1e-6)
+        assert log_std.exp().mean().item() == pytest.approx(0.5, rel=0.3 if actor.learn_noise else 1e-6)
     spread = (actor._unsquashed(actions) - mean) / log_std.exp()
     assert abs(spread.mean()) < 0.2 and abs(spread.std() - 1) < 0.1
 
@@ -285,6 +288,44 @@ def test_weights_are_one_on_the_current_policys_data(kind: str, n_envs: int) -> 
     assert th.equal(model._policy_weights(windows), th.ones(50))
 
 
+def test_the_overlap_is_one_minus_total_variation(quiet_rng: None) -> None:
+    """Of unit Gaussians at distance d: ``TV = 2 Phi(d / 2) - 1``."""
+    acted = th.randn(200_000, dtype=th.float64)
+    for distance in (0.0, 0.5, 2.0):
+        weights = (Normal(distance, 1.0).log_prob(acted) - Normal(0.0, 1.0).log_prob(acted)).exp()
+        total_variation = 2 * Normal(0.0, 1.0).cdf(th.tensor(distance / 2)) - 1
+        assert overlap(weights).item() == pytest.approx(1 - total_variation.item(), abs=5e-3)
+
+
+@pytest.mark.parametrize("per_episode", [True, False])
+def test_a_policy_that_left_its_data_behind_waits(per_episode: bool) -> None:
+    """Whatever remains of the gradient, Adam would make a full step of it. New experience lets it go on."""
+    phases = {"policy_gradient_steps": 2, "train_freq": (1, "episode")} if per_episode else {}
+    model = svg(policy_window=20, **phases).learn(60)
+    model.actor.mu.bias.data.add_(3.0)
+    before, losses = copy.deepcopy(model.actor.state_dict()), defaultdict(list)
+    step = partial(model._on_episode_end, losses) if per_episode else partial(model._gradient_step, 16, losses)
+    step()
+    assert same(before, model.actor.state_dict()) and "actor_loss" not in losses
+    assert len(losses["policy_overlap"]) == 1 and losses["policy_overlap"][0] < 0.25
+    model.min_overlap = 0.0
+    step()
+    assert not same(before, model.actor.state_dict()) and len(losses["actor_loss"]) == (2 if per_episode else 1)
+    model.min_overlap = 0.25
+    model.learn(20, reset_num_timesteps=False)
+    step()
+    assert losses["policy_overlap"][-1] > 0.25
+
+
+def test_the_policy_learns_from_the_newest_experience() -> None:
+    for n_envs, window in ((1, 8), (2, 8), (1, None)):
+        model = svg(several(n_envs), policy_window=window).learn(60)
+        drawn = [model._experience().trajectory.obs[0] for _ in range(20)]
+        stored = th.from_numpy(model.replay_buffer.observations[: model.replay_buffer.pos].copy())
+        newest = stored if window is None else stored[-(window // n_envs) :]
+        assert {tuple(row) for row in th.cat(drawn).tolist()} == {tuple(row) for row in newest.flatten(0, 1).tolist()}
+
+
 # ---------------------------------------------------------------- the critic
 
 
@@ -408,7 +449,8 @@ def test_the_penalty_keeps_the_policy_near() -> None:
     """It is zero, and flat, at the first step after an episode; later steps go less far."""
     distances = {}
     for kl_coef in (1e-9, 1000.0):
-        model = svg(policy_gradient_steps=10, kl_coef=kl_coef, learning_rate=1e-2, train_freq=(1, "episode"))
+        phase = {"policy_gradient_steps": 10, "train_freq": (1, "episode"), "min_overlap": 0.0}
+        model = svg(kl_coef=kl_coef, learning_rate=1e-2, **phase)
         logged: list[float] = []
         update = model._update_actor
 
@@ -529,6 +571,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"kl_coef": -1.0}, "kl_coef=-1.0.*0 is no penalty"),
     ({"policy_gradient_steps": 0}, "policy_gradient_steps=0 .*at least 1"),
     ({"max_importance_weight": 0}, "max_importance_weight=0 .*None"),
+    ({"policy_window": 0}, "policy_window=0 "),
+    ({"min_overlap": 1.0}, r"min_overlap=1.0 must be in \[0, 1\)"),
+    ({"min_overlap": -0.1}, r"min_overlap=-0.1 must be in \[0, 1\)"),
+    ({"min_overlap": 0.4, "max_importance_weight": 0.3}, r"min_overlap=0.4 must be in \[0, 0.3\).*max_importance_weight=0.3"),
     ({"target_update_interval": 0}, "target_update_interval=0 .*at least 1"),
     ({"trajectories": "dreamt"}, "trajectories='dreamt' .*imagined"),
     ({"action_noise": 0.1}, "action_noise=0.1.*noise_std"),

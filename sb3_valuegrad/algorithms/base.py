@@ -241,8 +241,9 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         """The same target policy and critics, for value expansions."""
 
     @abstractmethod
-    def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """The policy's loss, and what else to log by name; only the actor's parameters may be in its graph."""
+    def _actor_loss(self, batch: Batch) -> tuple[th.Tensor | None, dict[str, th.Tensor]]:
+        """The policy's loss, and what else to log by name; only the actor's parameters may be in its graph. None: the policy
+        makes no step now."""
 
     def _needs_model(self) -> bool:
         return self.target_estimator != "td"
@@ -332,14 +333,18 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             self._update_targets()
 
     def _update_actor(
-        self, loss_of: Callable[[], tuple[th.Tensor, dict[str, th.Tensor]]], after: th.Tensor | None = None
+        self, loss_of: Callable[[], tuple[th.Tensor | None, dict[str, th.Tensor]]], after: th.Tensor | None = None
     ) -> dict[str, th.Tensor]:
         """The only policy step: critic and world model are frozen while the loss is built.
 
+        :param loss_of: as :meth:`_actor_loss`
         :param after: whether an earlier step on the same data was withheld
+        :return: what to log, with "actor_loss" if there was a step
         """
         with frozen(self._other_parameters):
             loss, logged = loss_of()
+        if loss is None:
+            return logged
         (norm,), _ = guarded_step(loss, [self.actor.optimizer], self.max_grad_norm, after=after)
         return {**logged, "actor_loss": loss, "actor_grad_norm": norm}
 

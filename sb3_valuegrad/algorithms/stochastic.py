@@ -154,7 +154,7 @@ class StochasticValueGradient(ImaginingAlgorithm, ValueGradientAlgorithm):
         return -objective, {"entropy": -log_prob}
 
     def _update_actor(
-        self, loss_of: Callable[[], tuple[th.Tensor, dict[str, th.Tensor]]], after: th.Tensor | None = None
+        self, loss_of: Callable[[], tuple[th.Tensor | None, dict[str, th.Tensor]]], after: th.Tensor | None = None
     ) -> dict[str, th.Tensor]:
         """The policy's step, then the temperature's (SAC v2, eq. 18) from the same samples."""
         logged = super()._update_actor(loss_of, after)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
 from sb3_valuegrad.algorithms.arguments import check_choice
 from sb3_valuegrad.algorithms.model_based import Losses, append
@@ -19,6 +19,7 @@ from sb3_valuegrad.replay import Batch
 from sb3_valuegrad.returns import value_expansions
 from sb3_valuegrad.rollouts import Rollout, Trajectory, follow, imagine
 from sb3_valuegrad.trajectories import Windows
+from sb3_valuegrad.weights import overlap
 
 
 class SVG(WeightedReplayAlgorithm):
@@ -36,12 +37,20 @@ class SVG(WeightedReplayAlgorithm):
 
     It explores by its own noise from the first step on; until ``learning_starts`` it only does not learn.
 
+    A policy that leaves its data behind has nothing left to learn from: all weights vanish, and Adam makes steps of full size
+    of whatever remains. So it learns from the newest experience, and waits for more where it has gone too far (not in the
+    paper, whose policy makes few steps: ``policy_window=None, min_overlap=0.0, policy_gradient_steps=K``).
+
     :param policy: "MlpPolicy" or a subclass of :class:`~sb3_valuegrad.gaussian_policies.GaussianPolicy`, whose
         ``policy_kwargs`` ``squash``, ``noise_std`` and ``learn_noise`` say what its noise is like
     :param env: Gymnasium environment, its id, or a vector environment
+    :param learning_rate: the policy's; SVG(inf), with a step an episode, needs a larger one
     :param horizon: k, real steps in the policy's objective, fewer where an episode ends; None: the whole episode
     :param policy_replay: the policy learns from all stored experience; False: from what is new since it last did
-    :param policy_gradient_steps: policy steps after each episode (SVG(1)-ER of the paper); None: one with every
+    :param policy_window: with replay the policy learns from the newest so many steps; None: from all
+    :param min_overlap: the policy makes no step while today's and those that acted overlap by less, the mean of ``min(w, 1)``
+        over its minibatch (1 minus their total variation), in [0, 1); 0: it never waits
+    :param policy_gradient_steps: most policy steps after each episode (SVG(1)-ER of the paper); None: one with every
         ``policy_delay`` updates of the critic (SVG(inf) has none: one after each episode)
     :param kl_coef: weight of the KL divergence from the policy before the ``policy_gradient_steps`` after an episode (app. D)
     :param trajectories: "real", or "imagined": the model's own from the same start states, under sampled noise (planner)
@@ -62,9 +71,14 @@ class SVG(WeightedReplayAlgorithm):
 
     def __init__(
         self,
+        policy: str | type[GaussianPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-5,
         *args: Any,
         horizon: int | None = 1,
         policy_replay: bool = True,
+        policy_window: int | None = 5000,
+        min_overlap: float = 0.25,
         policy_gradient_steps: int | None = None,
         kl_coef: float = 0.0,
         trajectories: str = "real",
@@ -77,8 +91,10 @@ class SVG(WeightedReplayAlgorithm):
     ):
         # A dictionary, because mypy cannot see that *args end before these.
         own: dict[str, Any] = {"horizon": horizon, "tau": tau, "action_noise": action_noise, "max_grad_norm": max_grad_norm}
-        super().__init__(*args, **{**kwargs, **own})
+        super().__init__(policy, env, learning_rate, *args, **{**kwargs, **own})
         self.policy_replay = policy_replay
+        self.policy_window = policy_window
+        self.min_overlap = min_overlap
         self.policy_gradient_steps = policy_gradient_steps
         self.kl_coef = kl_coef
         self.trajectories = trajectories
@@ -114,8 +130,14 @@ class SVG(WeightedReplayAlgorithm):
         if self.horizon is None:
             places = buffer.episodes(buffer.fresh)
         else:
-            places = buffer.draw(self.batch_size, max(self.horizon, 1), None if self.policy_replay else buffer.fresh)
+            places = buffer.draw(self.batch_size, max(self.horizon, 1), self._newest())
         return buffer.windows(places, self._vec_normalize_env) if len(places.steps) else None
+
+    def _newest(self) -> int | None:
+        """How many of the newest steps the policy learns from; None: all."""
+        if not self.policy_replay:
+            return self.replay_buffer.fresh
+        return None if self.policy_window is None else max(self.policy_window // self.n_envs, 1)
 
     # ---------------------------------------------------------------- critic
 
@@ -185,11 +207,16 @@ class SVG(WeightedReplayAlgorithm):
             return th.ones_like(windows.within[0])
         return self._weights_of_windows(windows)
 
-    def _policy_loss(self, windows: Windows, before: GaussianActor | None = None) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """``-mean(w J_k)`` (eq. 13), plus ``kl_coef`` times the divergence from the policy as it was ``before``."""
+    def _policy_loss(
+        self, windows: Windows, before: GaussianActor | None = None
+    ) -> tuple[th.Tensor | None, dict[str, th.Tensor]]:
+        """``-mean(w J_k)`` (eq. 13), plus ``kl_coef`` times the divergence from the policy as it was ``before``. None
+        where the policy has left this experience behind."""
         weights = self._policy_weights(windows)
+        logged = {"importance_weight": weights.mean(), "policy_overlap": overlap(weights)}
+        if self.min_overlap > 0 and logged["policy_overlap"] < self.min_overlap:
+            return None, logged
         loss = -(weights * self._expansions(windows)).mean()
-        logged = {"importance_weight": weights.mean()}
         if before is not None:
             obs = self._flat.unflatten(windows.trajectory.obs[0])
             with th.no_grad():
@@ -199,7 +226,7 @@ class SVG(WeightedReplayAlgorithm):
             loss, logged["kl"] = loss + self.kl_coef * divergence, divergence
         return loss, logged
 
-    def _actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def _actor_loss(self, batch: Batch) -> tuple[th.Tensor | None, dict[str, th.Tensor]]:
         windows = self._experience()
         assert windows is not None
         self.replay_buffer.fresh = 0  # without replay, experience serves once
@@ -237,5 +264,8 @@ class SVG(WeightedReplayAlgorithm):
             windows = self._experience()
             if windows is None:
                 return
-            append(losses, self._update_actor(lambda: self._policy_loss(windows, before)))  # noqa: B023 (called at once)
+            logged = self._update_actor(lambda: self._policy_loss(windows, before))  # noqa: B023 (called at once)
+            append(losses, logged)
+            if "actor_loss" not in logged:
+                break
         self.replay_buffer.fresh = 0

@@ -15,8 +15,16 @@ def check_svg(model: Any) -> None:
     check_count("target_update_interval", model.target_update_interval, 1)
     if model.policy_gradient_steps is not None:
         check_count("policy_gradient_steps", model.policy_gradient_steps, 1)
+    if model.policy_window is not None:
+        check_count("policy_window", model.policy_window, 1)
     if model.max_importance_weight is not None and not model.max_importance_weight > 0:
         raise ValueError(f"max_importance_weight={model.max_importance_weight} must be positive; None does not truncate")
+    largest = min(1.0, model.max_importance_weight or 1.0)
+    if not 0 <= model.min_overlap < largest:
+        raise ValueError(
+            f"min_overlap={model.min_overlap} must be in [0, {largest:g}), the largest mean of min(w, 1) that there is (see "
+            f"max_importance_weight={model.max_importance_weight}); 0 never waits"
+        )
     if not model.kl_coef >= 0:
         raise ValueError(f"kl_coef={model.kl_coef} must not be negative; 0 is no penalty")
     if model.kl_coef > 0 and (model.policy_gradient_steps is None or model.horizon is None):
