@@ -303,7 +303,8 @@ def test_a_policy_that_left_its_data_behind_waits(per_episode: bool) -> None:
     phases = {"policy_gradient_steps": 2, "train_freq": (1, "episode")} if per_episode else {}
     model = svg(policy_window=20, **phases).learn(60)
     model.actor.mu.bias.data.add_(3.0)
-    before, losses = copy.deepcopy(model.actor.state_dict()), defaultdict(list)
+    before = copy.deepcopy(model.actor.state_dict())
+    losses: Any = defaultdict(list)
     step = partial(model._on_episode_end, losses) if per_episode else partial(model._gradient_step, 16, losses)
     step()
     assert same(before, model.actor.state_dict()) and "actor_loss" not in losses
