@@ -50,12 +50,10 @@ def zoo(algorithm: str, env: str, preset: str = "", **changes: Any) -> tuple[str
 
     :param preset: "paper/" for the paper's settings
     """
-    from rl_zoo3.exp_manager import ExperimentManager
+    from sb3_valuegrad.zoo.manager import hyperparams_file, make_schedules, read_entry
 
-    from sb3_valuegrad.zoo.manager import _make_schedules, hyperparams_file, read_entry
-
-    entry = ExperimentManager._preprocess_schedules(read_entry(hyperparams_file(preset + algorithm.lower()), env))
-    _make_schedules(entry)
+    entry = read_entry(hyperparams_file(preset + algorithm.lower()), env)
+    make_schedules(entry)
     kwargs = {key: value for key, value in entry.items() if key not in ("n_timesteps", "policy")}
     return algorithm, {**kwargs, **changes}
 
