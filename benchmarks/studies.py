@@ -74,15 +74,19 @@ def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def mixed_policy_gradient(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """The six algorithms of the MPG paper's Table I with equal networks, rates and buffer (Table VI). TD3 and SAC are ours
-    without a horizon, which are SB3's with a learning rate for the critic alone."""
+    without a horizon, which are SB3's with a learning rate for the critic alone. n-step targets are from the replay buffer;
+    "on-policy", the simulator's under the current policy, as in the paper."""
     _, mpg = zoo("MPG", env, "paper/")
     shared = {key: mpg[key] for key in mpg.keys() - {"horizons", "eta", "weighting_updates", "min_weight"}}
     policy_kwargs = mpg["policy_kwargs"]
     one_critic = {"n_steps": 25, "policy_kwargs": {**policy_kwargs, "n_critics": 1}}
+    simulated = {**one_critic["policy_kwargs"], "simulator_class": "oracle", "simulator_kwargs": {"env_id": env}}
+    on_policy = {"target_estimator": "mve", "target_horizon": 24, "batch_reuse": 10, "policy_kwargs": simulated}
     of_sac = {key: shared[key] for key in shared.keys() - {"target_policy_noise", "policy_delay", "action_noise"}}
     plain_sac = {"target_estimator": "td", "target_horizon": 0, "real_ratio": 1.0, "model_fit_freq": None}
     return {
         "MPG-v1": ("MPG", {**mpg, **one_critic}),
+        "MPG-v1, on-policy": ("MPG", {**mpg, **on_policy}),
         "MPG-v2": ("MPG", mpg),
         "MPG-v2, measured weights": ("MPG", {**mpg, "weighting": "variance"}),
         "n-step DPG": ("DVG", {**shared, **one_critic, "horizon": 0}),
