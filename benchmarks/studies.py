@@ -187,7 +187,7 @@ def studies() -> dict[str, Study]:
                 mixed_policy_gradient(env),
                 seeds=(0, 1, 2),
                 eval_env_kwargs={"early_reset": False},
-                stop=15_000,
+                stop=10_000,
             )
             for name, env in (("pathtracking", "PathTracking-v0"), ("pendulum-explicit", "InvertedPendulumExplicit-v5"))
         },
