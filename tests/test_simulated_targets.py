@@ -43,6 +43,7 @@ class DriftingEnv(StepFromEnv):
 
 gym.register("StepFrom-v0", lambda **_: StepFromEnv())
 gym.register("Drifting-v0", lambda **_: DriftingEnv())
+gym.register("Square-v0", lambda **_: StepFromEnv(spaces.Box(-1, 1, (2, 2), np.float32)))
 
 
 def need(task: str) -> None:
@@ -254,12 +255,13 @@ def test_the_oracle_is_path_tracking_itself() -> None:
     ("task", "message"),
     [
         ("Drifting-v0", "Drifting-v0.*the next observation and the reward of 50 steps by step_from did not come out"),
+        ("Square-v0", r"Square-v0.*shapes \[\(2, 2\), \(2,\)\]; step_from is for flat ones"),
         ("Pendulum-v1", r"Pendulum-v1.*no method step_from\(observations, actions\)"),
         ("HalfCheetah-v5", "position of joint rootx: not in the observation"),
     ],
 )
 def test_tasks_that_cannot_be_restored(task: str, message: str) -> None:
-    if task != "Drifting-v0":
+    if task in ("Pendulum-v1", "HalfCheetah-v5"):
         pytest.importorskip("mujoco")
     with pytest.raises(ValueError, match=message):
         simulated(task, 3)

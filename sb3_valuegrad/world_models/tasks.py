@@ -13,8 +13,11 @@ StepFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, 
 
 
 def make_task(env_id: str, env_kwargs: dict[str, Any]) -> gym.Env:
-    """:raises ValueError: if Gymnasium cannot make it
-    :raises ImportError: if it needs a simulator that is not installed"""
+    """The environment.
+
+    :raises ValueError: if Gymnasium cannot make it
+    :raises ImportError: if it needs a simulator that is not installed
+    """
     try:
         return gym.make(env_id, disable_env_checker=True, **env_kwargs)
     except gym.error.DependencyNotInstalled as error:
@@ -71,7 +74,7 @@ class RestoredTask:
 
     :param env_id: of the task, as for ``gymnasium.make``
     :param env_kwargs: of the task
-    :raises ValueError: if a trial shows that a step depends on more than observation and action
+    :raises ValueError: if observations or actions are not flat, or a trial shows that a step depends on more than them
     """
 
     # Observations are float32 as a rule; the state that they were rounded from is gone.
@@ -80,8 +83,13 @@ class RestoredTask:
     def __init__(self, env_id: str, env_kwargs: dict[str, Any]):
         self.arguments = (env_id, env_kwargs)
         self.env = cast(Any, make_task(env_id, env_kwargs).unwrapped)
-        self.obs_dim = int(np.prod(self.env.observation_space.shape))
-        self.action_dim = int(np.prod(self.env.action_space.shape))
+        shapes = [self.env.observation_space.shape, self.env.action_space.shape]
+        if not all(shape is not None and len(shape) == 1 for shape in shapes):
+            raise ValueError(
+                f"env_id={env_id!r} has observations and actions of shapes {shapes}; step_from is for flat ones. Flatten them "
+                "in the environment, or use a learned world model."
+            )
+        (self.obs_dim,), (self.action_dim,) = shapes
         differing = differences(self.step, env_id, env_kwargs, self.TOLERANCE)
         if differing:
             raise ValueError(
