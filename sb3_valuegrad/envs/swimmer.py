@@ -13,8 +13,8 @@ from sb3_valuegrad.envs.edited_model import EditedModelEnv, find
 
 # The paper prints the form of the reward and calls the starts random. The body is that of Gymnasium's Swimmer-v5; the other
 # numbers are ours.
-FRAME_SKIP = 4  # of 0.01 s each
-VELOCITY_WEIGHT, ACTION_WEIGHT = 1.0, -1e-4  # alpha_1, alpha_2 of app. D
+FRAME_SKIP = 20  # of 0.01 s each, 0.2 s: a stroke of this body takes seconds
+VELOCITY_WEIGHT, ACTION_WEIGHT = 1.0, -1e-2  # alpha_1, alpha_2 of app. D
 NOSE = np.array([1.5, 0.0])  # in the frame of the first link's body, m
 CLOSE = 0.1  # m, where the direction of the goal begins to fade: at the goal there is none
 FARTHEST = 4.0  # m, of the nose from the goal at the start
@@ -32,7 +32,7 @@ class SwimmerGoalEnv(EditedModelEnv, EzPickle):
 
     Reward (app. D), of the next state: ``alpha_1 r_goal . v + alpha_2 |a|^2``, with ``v`` the velocity of the centre of mass
     and ``r_goal`` the direction of the goal from the nose, a unit vector but within centimetres of the goal. Nothing
-    terminates; the registered tasks are cut after 300 steps, 12 s.
+    terminates; the registered tasks are cut after 100 steps, 20 s.
 
     With three links the body is that of Gymnasium's Swimmer-v5.
 
@@ -73,7 +73,7 @@ class SwimmerGoalEnv(EditedModelEnv, EzPickle):
         return self._observe()
 
     def step(self, action: np.ndarray) -> Any:
-        """0.04 s; ``info["distance"]`` is the nose's from the goal, m."""
+        """0.2 s; ``info["distance"]`` is the nose's from the goal, m."""
         action = np.clip(action, -1, 1).astype(np.float64)
         self.do_simulation(action, self.frame_skip)
         obs = self._observe()
