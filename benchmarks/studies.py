@@ -153,20 +153,23 @@ def svg_tasks() -> dict[str, Study]:
     cart, swimmer = "CartPoleSwingUp-v0", "Swimmer3-v0"
     svg = partial(with_known_reward, cart, cart_pole_reward, [20, 20])
     _, shared = svg()
-    # Equal networks, rates and noise.
+    # Equal networks, critics' rates and noise. SB3's DDPG replays for its policy, too, which the paper's DPG does not.
     same = {key: shared[key] for key in ("learning_rate", "batch_size", "learning_starts", "gamma")}
     sizes = {"net_arch": shared["policy_kwargs"]["net_arch"]}
     noise = shared["policy_kwargs"]["noise_std"]
-    whole = {"horizon": None, "policy_replay": False}
+    # One transition a policy step is a noisy gradient, under which a policy of the same rate runs away.
+    slow = {"policy_replay": False, "learning_rate": 1e-4, "qf_learning_rate": 1e-3, "model_learning_rate": 1e-3}
+    # One policy step an episode.
+    whole = {"horizon": None, "policy_replay": False, "learning_rate": 1e-3, "max_grad_norm": 1.0}
     return {
         "svg-cartpole": Study(
             cart,
-            20_000,
+            30_000,
             1_000,
             {
                 "SVG(1)-ER": svg(),
-                "SVG(1)": svg(policy_replay=False),
-                "SVG(0)": svg(horizon=0, policy_replay=False),
+                "SVG(1)": svg(**slow),
+                "SVG(0)": svg(**slow, horizon=0),
                 "DPG (SB3's DDPG)": ("DDPG", {**same, "policy_kwargs": sizes, "noise": noise}),
             },
             seeds=(0, 1, 2),

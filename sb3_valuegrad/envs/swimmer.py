@@ -51,7 +51,8 @@ class SwimmerGoalEnv(EditedModelEnv, EzPickle):
         self.metadata = {**self.metadata, "render_fps": round(1 / self.dt)}
 
     def _edit(self, model: ElementTree.Element) -> None:
-        """Hang further links, each like the last one, behind it."""
+        """Hang further links, each like the last one, behind it. The goal is a mark, for pictures only."""
+        ElementTree.SubElement(find(model, "worldbody"), "site", name="goal", size="0.1", rgba="0.9 0.2 0.2 1")
         body, actuators = find(model, ".//body[@name='back']"), find(model, "actuator")
         shape, joint, motor = find(body, "geom"), find(body, "joint"), find(actuators, "motor[@joint='motor2_rot']")
         for number in range(4, self.links + 1):
