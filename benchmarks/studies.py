@@ -134,13 +134,16 @@ def mve_versions(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def with_known_reward(env: str, reward_fn: Any, net_arch: list[int], **changes: Any) -> tuple[str, dict[str, Any]]:
+def with_known_reward(
+    env: str, reward_fn: Any, net_arch: list[int], noise_std: float = 0.5, **changes: Any
+) -> tuple[str, dict[str, Any]]:
     """SVG as ``hyperparams/`` has it for a task, with the reward that the paper knows.
 
     :param net_arch: of the model of each dimension of the state
+    :param noise_std: of the policy
     """
     _, kwargs = zoo("SVG", env)
-    policy_kwargs = kwargs["policy_kwargs"]
+    policy_kwargs = {**kwargs["policy_kwargs"], "noise_std": noise_std}
     model = {**policy_kwargs["world_model_kwargs"], "reward_fn": reward_fn, "net_arch": net_arch}
     return "SVG", {**kwargs, "policy_kwargs": {**policy_kwargs, "world_model_kwargs": model}, **changes}
 
@@ -159,8 +162,8 @@ def svg_tasks() -> dict[str, Study]:
     noise = shared["policy_kwargs"]["noise_std"]
     # One transition a policy step is a noisy gradient, under which a policy of the same rate runs away.
     slow = {"policy_replay": False, "learning_rate": 1e-4, "qf_learning_rate": 1e-3, "model_learning_rate": 1e-3}
-    # One policy step an episode.
-    whole = {"horizon": None, "policy_replay": False, "learning_rate": 1e-3, "max_grad_norm": 1.0}
+    # One policy step an episode, along a trajectory in which much noise drives the joints against their limits.
+    whole = {"horizon": None, "policy_replay": False, "learning_rate": 1e-3, "max_grad_norm": 1.0, "noise_std": 0.2}
     return {
         "svg-cartpole": Study(
             cart,
