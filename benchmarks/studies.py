@@ -179,8 +179,8 @@ def svg_tasks() -> dict[str, Study]:
         ),
         "svg-swimmer": Study(
             swimmer,
-            20_000,
-            1_000,
+            30_000,
+            1_500,
             {
                 f"{name}, {units} units": with_known_reward(swimmer, swimmer_reward, [units, units], **changes)
                 for name, changes in (("SVG(1)-ER", {}), ("SVG(inf)", whole))
