@@ -160,7 +160,7 @@ def svg_tasks() -> dict[str, Study]:
     same = {key: shared[key] for key in ("learning_rate", "batch_size", "learning_starts", "gamma")}
     sizes = {"net_arch": shared["policy_kwargs"]["net_arch"]}
     noise = shared["policy_kwargs"]["noise_std"]
-    # One transition a policy step is a noisy gradient, under which a policy of the same rate runs away.
+    # One transition a policy step is a noisy gradient: at the rate above SVG(0)'s policy ran to its bounds and stayed.
     slow = {"policy_replay": False, "learning_rate": 1e-4, "qf_learning_rate": 1e-3, "model_learning_rate": 1e-3}
     # One policy step an episode, along a trajectory in which much noise drives the joints against their limits.
     whole = {"horizon": None, "policy_replay": False, "learning_rate": 1e-3, "max_grad_norm": 1.0, "noise_std": 0.2}
