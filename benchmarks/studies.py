@@ -1,6 +1,7 @@
 """The learning studies: which systems, which task, how many steps and seeds. ``learning.py`` runs them."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -146,6 +147,64 @@ def mve_versions(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def with_known_reward(
+    env: str, reward_fn: Any, net_arch: list[int], noise_std: float = 0.5, **changes: Any
+) -> tuple[str, dict[str, Any]]:
+    """SVG as ``hyperparams/`` has it for a task, with the reward that the paper knows.
+
+    :param net_arch: of the model of each dimension of the state
+    :param noise_std: of the policy
+    """
+    _, kwargs = zoo("SVG", env)
+    policy_kwargs = {**kwargs["policy_kwargs"], "noise_std": noise_std}
+    model = {**policy_kwargs["world_model_kwargs"], "reward_fn": reward_fn, "net_arch": net_arch}
+    return "SVG", {**kwargs, "policy_kwargs": {**policy_kwargs, "world_model_kwargs": model}, **changes}
+
+
+def svg_tasks() -> dict[str, Study]:
+    """Heess et al. 2015, Fig. 2 (middle) and Fig. 3 (middle), on our versions of the tasks."""
+    from sb3_valuegrad.envs.cart_pole import cart_pole_reward
+    from sb3_valuegrad.envs.swimmer import swimmer_reward
+
+    cart, swimmer = "CartPoleSwingUp-v0", "Swimmer3-v0"
+    svg = partial(with_known_reward, cart, cart_pole_reward, [20, 20])
+    _, shared = svg()
+    # Equal networks, critics' rates and noise. SB3's DDPG replays for its policy, too, which the paper's DPG does not.
+    same = {key: shared[key] for key in ("learning_rate", "batch_size", "learning_starts", "gamma")}
+    sizes = {"net_arch": shared["policy_kwargs"]["net_arch"]}
+    noise = shared["policy_kwargs"]["noise_std"]
+    # One transition a policy step is a noisy gradient: at the rate above SVG(0)'s policy ran to its bounds and stayed.
+    slow = {"policy_replay": False, "learning_rate": 1e-4, "qf_learning_rate": 1e-3, "model_learning_rate": 1e-3}
+    # One policy step an episode, along a trajectory in which much noise drives the joints against their limits.
+    whole = {"horizon": None, "policy_replay": False, "learning_rate": 1e-3, "max_grad_norm": 1.0, "noise_std": 0.2}
+    return {
+        "svg-cartpole": Study(
+            cart,
+            30_000,
+            1_000,
+            {
+                "SVG(1)-ER": svg(),
+                "SVG(1)": svg(**slow),
+                "SVG(0)": svg(**slow, horizon=0),
+                "DPG (SB3's DDPG)": ("DDPG", {**same, "policy_kwargs": sizes, "noise": noise}),
+            },
+            seeds=(0, 1, 2),
+        ),
+        "svg-swimmer": Study(
+            swimmer,
+            30_000,
+            1_500,
+            {
+                f"{name}, {units} units": with_known_reward(swimmer, swimmer_reward, [units, units], **changes)
+                for name, changes in (("SVG(1)-ER", {}), ("SVG(inf)", whole))
+                for units in (20, 5)
+            },
+            seeds=(0, 1, 2),
+            eval_episodes=10,
+        ),
+    }
+
+
 def studies() -> dict[str, Study]:
     cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
     pendulum, cart, observable = "Pendulum-v1", "InvertedPendulum-v5", "HalfCheetahObservable-v5"
@@ -211,6 +270,7 @@ def studies() -> dict[str, Study]:
         "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),
         "swimmer": Study(swimmer, 100_000, 5_000, {"DVPG": zoo("DVPG", swimmer), **BASELINES}),
         "swimmer-paper": Study(swimmer, 100_000, 5_000, paper(swimmer)),
+        **svg_tasks(),
     }
 
 
