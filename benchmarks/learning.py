@@ -74,8 +74,8 @@ def run_one(study_name: str, system: str, seed: int) -> None:
             ]
             row += [sum(lengths) / len(lengths), round((time.monotonic() - started) / 3600, 4), note]
             append(path, row)
-            print(f"{study_name} {system} seed {seed} step {self.num_timesteps}: {mean:.0f}", flush=True)
-            return True
+            print(f"{study_name} {system} seed {seed} step {self.num_timesteps}: {mean:.4g}", flush=True)
+            return self.num_timesteps < study.last_evaluation
 
     model = make_model(study, system, seed)
     model.learn(study.steps, callback=Evaluate(), log_interval=None)
@@ -95,8 +95,7 @@ def finished(study_name: str, study: Study) -> set[tuple[str, int]]:
         path.write_text(",".join(FIELDS) + "\n")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    last_step = study.steps // study.eval_freq * study.eval_freq
-    done = {(row["system"], int(row["seed"])) for row in rows if int(row["step"]) >= last_step}
+    done = {(row["system"], int(row["seed"])) for row in rows if int(row["step"]) >= study.last_evaluation}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()

@@ -2,6 +2,7 @@
 
     python benchmarks/report.py halfcheetah                       # at the study's last step
     python benchmarks/report.py halfcheetah --steps 10000 30000   # and at these
+    python benchmarks/report.py pathtracking --goals -100 -30     # and the steps it took to reach these returns
 
 Prints the table; writes ``results/<study>.md`` and ``results/<study>.png``. Seeds are summarised by the interquartile
 mean (the mean of the middle half, Agarwal et al. 2021) with a 95% bootstrap confidence interval over seeds.
@@ -12,6 +13,7 @@ import csv
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -72,13 +74,24 @@ def worst_ratio(curves: dict[int, dict[int, float]], last: int) -> float:
     return min((curves[seed][last] / best for seed, best in bests.items() if best > 0), default=np.nan)
 
 
-def table(returns: Returns, steps: list[int]) -> str:
+def reached(curves: dict[int, dict[int, float]], goal: float) -> str:
+    """Mean over seeds of the first evaluated step at which the return was at least ``goal``; how many seeds, if not all."""
+    firsts = [min((step for step, value in curve.items() if value >= goal), default=None) for curve in curves.values()]
+    found = [step for step in firsts if step is not None]
+    if not found:
+        return "never"
+    return f"{np.mean(found):,.0f}" + ("" if len(found) == len(firsts) else f" ({len(found)} of {len(firsts)} seeds)")
+
+
+def table(returns: Returns, steps: list[int], goals: Sequence[float] = ()) -> str:
     """The study as a Markdown table, systems in the order of their final interquartile mean.
 
     :param steps: the steps to report, the study's last step at the end
+    :param goals: returns; the steps to reach each are reported
     """
     last = steps[-1]
     heads = [f"IQM at {step:,} steps [95% CI]" for step in reversed(steps)]
+    heads += [f"Steps to {goal:g}" for goal in goals]
     lines = ["| " + " | ".join(["System", "Seeds", *heads, "Final return of each seed", "Worst final/best"]) + " |"]
     lines.append("|---" * (len(heads) + 4) + "|")
     rows = []
@@ -91,6 +104,7 @@ def table(returns: Returns, steps: list[int]) -> str:
             system,
             str(len(finals)),
             *map(with_interval, found),
+            *(reached(curves, goal) for goal in goals),
             seeds,
             "n/a" if np.isnan(ratio) else f"{ratio:.2f}",
         ]
@@ -121,7 +135,7 @@ def unfinished(returns: Returns, last: int) -> str:
     return f"Not in the last step's figures, because unfinished: {', '.join(runs)}." if runs else ""
 
 
-def markdown(study: str, returns: Returns, versions: str, steps: list[int], command: str) -> str:
+def markdown(study: str, returns: Returns, versions: str, steps: list[int], goals: list[float], command: str) -> str:
     """The whole report: where it comes from, the table, and how to read it."""
     explained = (
         "IQM: interquartile mean over seeds of the evaluation return (deterministic policy), with a 95% bootstrap "
@@ -129,7 +143,7 @@ def markdown(study: str, returns: Returns, versions: str, steps: list[int], comm
         "share of its own best evaluation that a seed ends with; below 0.5 the seed has collapsed; n/a where the best "
         "return is not positive."
     )
-    parts = [f"<!-- made by: {command} | rows of {study}.csv: {versions} -->", table(returns, steps)]
+    parts = [f"<!-- made by: {command} | rows of {study}.csv: {versions} -->", table(returns, steps, goals)]
     parts += [unfinished(returns, steps[-1]), explained, f"![Learning curves of {study}]({study}.png)"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -170,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="name of a CSV file in the results folder, without its ending")
     parser.add_argument("--steps", nargs="+", type=int, default=[], help="environment steps to report beside the last")
+    parser.add_argument("--goals", nargs="+", type=float, default=[], help="returns: after how many steps were they reached?")
     parser.add_argument("--embed", type=Path, help="put table and picture into this page, at its <!-- results:study -->")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder (default: benchmarks/results)")
     args = parser.parse_args()
@@ -182,10 +197,10 @@ def main() -> None:
         sys.exit(str(error))
     steps = sorted({*args.steps, max(steps_known)})
     # The folder is left out: results of any folder are committed under benchmarks/results.
-    command = shlex.join(
-        ["python", "benchmarks/report.py", args.study, *(["--steps", *map(str, args.steps)] if args.steps else [])]
-    )
-    text = markdown(args.study, returns, versions, steps, command)
+    options = [("--steps", map(str, args.steps)), ("--goals", (f"{goal:g}" for goal in args.goals))]
+    words = [word for name, values in options for word in (name, *values) if getattr(args, name.strip("-"))]
+    command = shlex.join(["python", "benchmarks/report.py", args.study, *words])
+    text = markdown(args.study, returns, versions, steps, args.goals, command)
     (args.results / f"{args.study}.md").write_text(text)
     draw(args.study, returns, args.results / f"{args.study}.png")
     if args.embed:

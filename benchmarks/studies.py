@@ -1,6 +1,7 @@
 """The learning studies: which systems, which task, how many steps and seeds. ``learning.py`` runs them."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -20,6 +21,7 @@ class Study:
     :param seeds: seeds of the training runs
     :param eval_episodes: episodes of one evaluation, the same starts each time
     :param eval_env_kwargs: what the environment of the evaluations is made with
+    :param stop: end each run after so many steps, schedules as for all of ``steps``; None: at the end
     """
 
     env: str
@@ -29,6 +31,12 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     eval_episodes: int = 5
     eval_env_kwargs: dict[str, Any] = field(default_factory=dict)
+    stop: int | None = None
+
+    @property
+    def last_evaluation(self) -> int:
+        """The step of a run's last evaluation."""
+        return (self.stop or self.steps) // self.eval_freq * self.eval_freq
 
 
 # SB3's own algorithms, everything at its default except what the name says.
@@ -44,12 +52,10 @@ def zoo(algorithm: str, env: str, preset: str = "", **changes: Any) -> tuple[str
 
     :param preset: "paper/" for the paper's settings
     """
-    from rl_zoo3.exp_manager import ExperimentManager
+    from sb3_valuegrad.zoo.manager import hyperparams_file, make_schedules, read_entry
 
-    from sb3_valuegrad.zoo.manager import _make_schedules, hyperparams_file, read_entry
-
-    entry = ExperimentManager._preprocess_schedules(read_entry(hyperparams_file(preset + algorithm.lower()), env))
-    _make_schedules(entry)
+    entry = read_entry(hyperparams_file(preset + algorithm.lower()), env)
+    make_schedules(entry)
     kwargs = {key: value for key, value in entry.items() if key not in ("n_timesteps", "policy")}
     return algorithm, {**kwargs, **changes}
 
@@ -68,17 +74,24 @@ def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def mixed_policy_gradient(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
+def mixed_policy_gradient(env: str, **rates: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     """The six algorithms of the MPG paper's Table I with equal networks, rates and buffer (Table VI). TD3 and SAC are ours
-    without a horizon, which are SB3's with a learning rate for the critic alone."""
-    _, mpg = zoo("MPG", env, "paper/")
+    without a horizon, which are SB3's with a learning rate for the critic alone. n-step targets are from the replay buffer;
+    "on-policy", the simulator's under the current policy, as in the paper.
+
+    :param rates: learning rates in the place of Table VI's
+    """
+    _, mpg = zoo("MPG", env, "paper/", **rates)
     shared = {key: mpg[key] for key in mpg.keys() - {"horizons", "eta", "weighting_updates", "min_weight"}}
     policy_kwargs = mpg["policy_kwargs"]
     one_critic = {"n_steps": 25, "policy_kwargs": {**policy_kwargs, "n_critics": 1}}
+    simulated = {**one_critic["policy_kwargs"], "simulator_class": "oracle", "simulator_kwargs": {"env_id": env}}
+    on_policy = {"target_estimator": "mve", "target_horizon": 24, "batch_reuse": 10, "policy_kwargs": simulated}
     of_sac = {key: shared[key] for key in shared.keys() - {"target_policy_noise", "policy_delay", "action_noise"}}
     plain_sac = {"target_estimator": "td", "target_horizon": 0, "real_ratio": 1.0, "model_fit_freq": None}
     return {
         "MPG-v1": ("MPG", {**mpg, **one_critic}),
+        "MPG-v1, on-policy": ("MPG", {**mpg, **on_policy}),
         "MPG-v2": ("MPG", mpg),
         "MPG-v2, measured weights": ("MPG", {**mpg, "weighting": "variance"}),
         "n-step DPG": ("DVG", {**shared, **one_critic, "horizon": 0}),
@@ -175,9 +188,68 @@ def svg_cheetah() -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def with_known_reward(
+    env: str, reward_fn: Any, net_arch: list[int], noise_std: float = 0.5, **changes: Any
+) -> tuple[str, dict[str, Any]]:
+    """SVG as ``hyperparams/`` has it for a task, with the reward that the paper knows.
+
+    :param net_arch: of the model of each dimension of the state
+    :param noise_std: of the policy
+    """
+    _, kwargs = zoo("SVG", env)
+    policy_kwargs = {**kwargs["policy_kwargs"], "noise_std": noise_std}
+    model = {**policy_kwargs["world_model_kwargs"], "reward_fn": reward_fn, "net_arch": net_arch}
+    return "SVG", {**kwargs, "policy_kwargs": {**policy_kwargs, "world_model_kwargs": model}, **changes}
+
+
+def svg_tasks() -> dict[str, Study]:
+    """Heess et al. 2015, Fig. 2 (middle) and Fig. 3 (middle), on our versions of the tasks."""
+    from sb3_valuegrad.envs.cart_pole import cart_pole_reward
+    from sb3_valuegrad.envs.swimmer import swimmer_reward
+
+    cart, swimmer = "CartPoleSwingUp-v0", "Swimmer3-v0"
+    svg = partial(with_known_reward, cart, cart_pole_reward, [20, 20])
+    _, shared = svg()
+    # Equal networks, critics' rates and noise. SB3's DDPG replays for its policy, too, which the paper's DPG does not.
+    same = {key: shared[key] for key in ("learning_rate", "batch_size", "learning_starts", "gamma")}
+    sizes = {"net_arch": shared["policy_kwargs"]["net_arch"]}
+    noise = shared["policy_kwargs"]["noise_std"]
+    # One transition a policy step is a noisy gradient: at the rate above SVG(0)'s policy ran to its bounds and stayed.
+    slow = {"policy_replay": False, "learning_rate": 1e-4, "qf_learning_rate": 1e-3, "model_learning_rate": 1e-3}
+    # One policy step an episode, along a trajectory in which much noise drives the joints against their limits.
+    whole = {"horizon": None, "policy_replay": False, "learning_rate": 1e-3, "max_grad_norm": 1.0, "noise_std": 0.2}
+    return {
+        "svg-cartpole": Study(
+            cart,
+            30_000,
+            1_000,
+            {
+                "SVG(1)-ER": svg(),
+                "SVG(1)": svg(**slow),
+                "SVG(0)": svg(**slow, horizon=0),
+                "DPG (SB3's DDPG)": ("DDPG", {**same, "policy_kwargs": sizes, "noise": noise}),
+            },
+            seeds=(0, 1, 2),
+        ),
+        "svg-swimmer": Study(
+            swimmer,
+            30_000,
+            1_500,
+            {
+                f"{name}, {units} units": with_known_reward(swimmer, swimmer_reward, [units, units], **changes)
+                for name, changes in (("SVG(1)-ER", {}), ("SVG(inf)", whole))
+                for units in (20, 5)
+            },
+            seeds=(0, 1, 2),
+            eval_episodes=10,
+        ),
+    }
+
+
 def studies() -> dict[str, Study]:
     cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
     pendulum, cart, observable = "Pendulum-v1", "InvertedPendulum-v5", "HalfCheetahObservable-v5"
+    tenth = {"learning_rate": LinearSchedule(3e-5, 3e-7, 1.0), "qf_learning_rate": LinearSchedule(8e-5, 8e-7, 1.0)}
     return {
         "halfcheetah": Study(
             cheetah,
@@ -211,17 +283,23 @@ def studies() -> dict[str, Study]:
             seeds=(0, 1, 2),
             eval_episodes=10,
         ),
-        # Table I of the MPG paper; an environment step is an iteration.
+        # Table I of the MPG paper; an environment step is an iteration. As many of its 100,000 as two cores have time for.
+        # The rates of the authors' code are a tenth of those printed in Table VI; path tracking is done with both.
         **{
             name: Study(
                 env,
                 100_000,
-                3_000,
-                mixed_policy_gradient(env),
+                1_000,
+                mixed_policy_gradient(env, **rates),
                 seeds=(0, 1, 2),
                 eval_env_kwargs={"early_reset": False},
+                stop=stop,
             )
-            for name, env in (("pathtracking", "PathTracking-v0"), ("pendulum-explicit", "InvertedPendulumExplicit-v5"))
+            for name, env, rates, stop in (
+                ("pathtracking", "PathTracking-v0", {}, 10_000),
+                ("pathtracking-tenth", "PathTracking-v0", tenth, 12_000),
+                ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 12_000),
+            )
         },
         "pendulum-ensembles": Study(pendulum, 2_500, 250, ensembles(pendulum), eval_episodes=10),
         "invertedpendulum-ensembles": Study(cart, 5_000, 500, ensembles(cart)),
@@ -236,6 +314,7 @@ def studies() -> dict[str, Study]:
         "hopper-paper": Study(hopper, 100_000, 5_000, paper(hopper)),
         "swimmer": Study(swimmer, 100_000, 5_000, {"DVPG": zoo("DVPG", swimmer), **BASELINES}),
         "swimmer-paper": Study(swimmer, 100_000, 5_000, paper(swimmer)),
+        **svg_tasks(),
     }
 
 

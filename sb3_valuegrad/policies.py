@@ -129,7 +129,11 @@ class ValueGradientPolicy(BasePolicy):
     :param world_model_class: alias ("mlp", "ensemble", "per-dimension", "oracle", "analytic") or subclass of
         :class:`~sb3_valuegrad.world_models.WorldModel`
     :param world_model_kwargs: its arguments
-    :raises ValueError: for an unknown world model
+    :param simulator_class: by what the critic's target imagines in the world model's place, and there the current policy acts:
+        "oracle", "analytic", or another :class:`~sb3_valuegrad.world_models.WorldModel` with nothing to be learned; None:
+        the world model. So a policy may climb a prior while its critic learns what really follows (MPG-v1)
+    :param simulator_kwargs: its arguments
+    :raises ValueError: for an unknown world model, and a simulator that would have to be learned
     """
 
     actor: Any
@@ -137,6 +141,7 @@ class ValueGradientPolicy(BasePolicy):
     critic_target: Any
     critic_kwargs: dict[str, Any]
     world_model: WorldModel
+    simulator: WorldModel | None
 
     def __init__(
         self,
@@ -152,6 +157,8 @@ class ValueGradientPolicy(BasePolicy):
         layer_norm: bool = True,
         world_model_class: str | type[WorldModel] = "mlp",
         world_model_kwargs: dict[str, Any] | None = None,
+        simulator_class: str | type[WorldModel] | None = None,
+        simulator_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         # One kernel for all parameters; it also takes the mask that withholds a non-finite update.
@@ -163,6 +170,8 @@ class ValueGradientPolicy(BasePolicy):
         self.layer_norm = layer_norm
         self.world_model_class = world_model_class
         self.world_model_kwargs = dict(world_model_kwargs or {})
+        self.simulator_class = simulator_class
+        self.simulator_kwargs = dict(simulator_kwargs or {})
         super().__init__(
             observation_space,
             action_space,
@@ -178,12 +187,8 @@ class ValueGradientPolicy(BasePolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)  # type: ignore[misc]
         self.flat_observations = FlatObservations(self.observation_space)
-        model_class = get_world_model_class(self.world_model_class)
-        action_dim = get_action_dim(self.action_space)
-        self.world_model = model_class(self.flat_observations.dim, action_dim, **self.world_model_kwargs).to(self.device)
-        assert isinstance(self.action_space, spaces.Box)
-        low, high = (th.as_tensor(bound).flatten() for bound in (self.action_space.low, self.action_space.high))
-        self.world_model.set_action_bounds(low.to(self.device), high.to(self.device))
+        self.world_model = self._make_model(get_world_model_class(self.world_model_class), self.world_model_kwargs)
+        self.simulator = self._make_simulator()
         self._has_modes = any(_has_modes(network) for network in (self.actor, self.critic, self.world_model))
         if self.world_model.is_learned:
             self.world_model.optimizer = self.optimizer_class(
@@ -191,6 +196,31 @@ class ValueGradientPolicy(BasePolicy):
                 lr=lr_schedule(1),  # type: ignore[call-arg]
                 **self.optimizer_kwargs,
             )
+
+    def _make_model(self, model_class: type[WorldModel], kwargs: dict[str, Any]) -> WorldModel:
+        model = model_class(self.flat_observations.dim, get_action_dim(self.action_space), **kwargs).to(self.device)
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = (th.as_tensor(bound).flatten() for bound in (self.action_space.low, self.action_space.high))
+        model.set_action_bounds(low.to(self.device), high.to(self.device))
+        return model
+
+    def _make_simulator(self) -> WorldModel | None:
+        """:raises ValueError: for arguments without a class, and for a model that would have to be learned"""
+        if self.simulator_class is None:
+            if self.simulator_kwargs:
+                raise ValueError(
+                    f"simulator_kwargs={self.simulator_kwargs} without a simulator_class: the task itself is "
+                    'simulator_class="oracle"'
+                )
+            return None
+        simulator = self._make_model(get_world_model_class(self.simulator_class, "simulator_class"), self.simulator_kwargs)
+        if simulator.is_learned:
+            raise ValueError(
+                f"simulator_class={self.simulator_class!r} would have to be learned, and only world_model_class is. Give "
+                '"oracle" (the task itself) or "analytic" (functions); without a simulator the critic\'s target imagines by '
+                "the world model."
+            )
+        return simulator
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> QCritic:
         critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -202,6 +232,8 @@ class ValueGradientPolicy(BasePolicy):
             layer_norm=self.layer_norm,
             world_model_class=self.world_model_class,
             world_model_kwargs=self.world_model_kwargs,
+            simulator_class=self.simulator_class,
+            simulator_kwargs=self.simulator_kwargs,
         )
         return data
 

@@ -32,6 +32,8 @@ class Batch(NamedTuple):
     """one-step data, always"""
     log_probs: th.Tensor | None = None
     """(N,): log q(a | s) of the policy that acted, where the buffer keeps it"""
+    targets: th.Tensor | None = None
+    """(N, 1): what the critic learns, from the batch's first use on where it is used several times"""
 
 
 class PackedReplayBuffer(ReplayBuffer):

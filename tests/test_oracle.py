@@ -23,7 +23,7 @@ from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 from sb3_valuegrad import DVPG, MAAC, MBPO, MVE
 from sb3_valuegrad.envs import OBSERVABLE
 from sb3_valuegrad.rollouts import imagine
-from sb3_valuegrad.world_models import MujocoOracle
+from sb3_valuegrad.world_models import Oracle
 
 TASKS = [*OBSERVABLE, "InvertedPendulum-v4", "InvertedPendulum-v5", "PlacedCheetah-v0"]
 TERMINATING = [task for task in TASKS if "Cheetah" not in task and "Swimmer" not in task]
@@ -71,10 +71,10 @@ gym.register("PlacedCheetah-v0", PlacedCheetah)
 gym.register("OneJointPendulum-v0", OneJointPendulum)
 
 
-def oracle(task: str, **kwargs: Any) -> MujocoOracle:
+def oracle(task: str, **kwargs: Any) -> Oracle:
     env = gym.make(task, **kwargs.get("env_kwargs", {}))
     assert env.observation_space.shape is not None and env.action_space.shape is not None
-    return MujocoOracle(env.observation_space.shape[0], env.action_space.shape[0], task, **{"n_threads": 1, **kwargs})
+    return Oracle(env.observation_space.shape[0], env.action_space.shape[0], task, **{"n_threads": 1, **kwargs})
 
 
 def experience(task: str, steps: int, seed: int = 7) -> tuple[th.Tensor, ...]:
@@ -198,12 +198,12 @@ def test_a_gradient_is_refused(asked: str) -> None:
 )
 def test_a_task_that_cannot_be_restored_is_refused(task: str, kwargs: dict[str, Any], missing: str) -> None:
     with pytest.raises(ValueError, match=missing):
-        MujocoOracle(3, 1, task, env_kwargs=kwargs)
+        Oracle(3, 1, task, env_kwargs=kwargs)
 
 
 def test_another_task_than_the_one_learned_is_refused() -> None:
     with pytest.raises(ValueError, match=r"length \(4, 1\).*\(18, 6\)"):
-        MujocoOracle(18, 6, "InvertedPendulum-v5")
+        Oracle(18, 6, "InvertedPendulum-v5")
 
 
 def test_bad_thread_counts_are_refused() -> None:
@@ -220,7 +220,7 @@ def test_algorithms_that_climb_the_model_are_refused(algorithm: Any) -> None:
 @pytest.mark.parametrize("changed", [{"norm_reward": False}, {"norm_obs": False}])
 def test_normalised_data_are_refused(changed: dict[str, Any]) -> None:
     env = VecNormalize(make_vec_env("InvertedPendulum-v5"), **changed)
-    with pytest.raises(ValueError, match="VecNormalize changes observations or rewards, and MujocoOracle"):
+    with pytest.raises(ValueError, match="VecNormalize changes observations or rewards, and Oracle"):
         agent(env).learn(30)
     agent(VecNormalize(make_vec_env("InvertedPendulum-v5"), norm_obs=False, norm_reward=False)).learn(30)
 

@@ -86,13 +86,24 @@ def test_table(report: ModuleType, study: Path) -> None:
     assert report.unfinished(returns, 200).endswith("B seed 1 (at 100).")
 
 
+def test_steps_to_a_goal(report: ModuleType, study: Path) -> None:
+    """At 100 steps all seeds of A have 500; 900 is reached by two of them, at 200."""
+    returns, _ = report.read(study)
+    assert report.reached(returns["A"], 500) == "100"
+    assert report.reached(returns["A"], 900) == "200 (2 of 5 seeds)"
+    assert report.reached(returns["A"], 1001) == "never"
+    rows = report.table(returns, [200], [-150.0]).splitlines()
+    assert " | Steps to -150 | " in rows[0] and rows[4].split(" | ")[3] == "100 (1 of 2 seeds)"
+
+
 def test_command(report: ModuleType, study: Path) -> None:
-    call = [sys.executable, str(SCRIPT), "synthetic", "--steps", "100", "--results", str(study.parent)]
+    call = [sys.executable, str(SCRIPT), "synthetic", "--steps", "100", "--goals", "-5", "1e3", "--results", str(study.parent)]
     printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     text = study.with_suffix(".md").read_text()
     assert text.strip() == printed.strip()
     assert text.splitlines()[0] == (
-        "<!-- made by: python benchmarks/report.py synthetic --steps 100 | rows of synthetic.csv: torch=2.0 commit=aaa|bbb -->"
+        "<!-- made by: python benchmarks/report.py synthetic --steps 100 --goals -5 1000 | rows of synthetic.csv: "
+        "torch=2.0 commit=aaa|bbb -->"
     )
     assert study.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

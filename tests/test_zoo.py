@@ -28,7 +28,7 @@ from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE, SVG
 from sb3_valuegrad.envs.priors import PRIORS
 from sb3_valuegrad.exploration import AdaptiveParameterNoise
 from sb3_valuegrad.zoo import cli, search
-from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, _make_schedules, hyperparams_file, read_entry
+from sb3_valuegrad.zoo.manager import WRAPPERS, _make_parameter_noise, hyperparams_file, make_schedules, read_entry
 from sb3_valuegrad.zoo.report import read_baseline, run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -435,14 +435,13 @@ def test_yaml_entries_are_arguments(file: str) -> None:
             arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": nn})
         key = json.dumps(arguments, default=repr, sort_keys=True)
         if key not in models:
-            arguments = rl_zoo3.exp_manager.ExperimentManager._preprocess_schedules(arguments)
             _make_parameter_noise(arguments)
-            _make_schedules(arguments)
+            make_schedules(arguments)
             algorithm: Any = sb3_valuegrad.zoo.ALGORITHMS[Path(file).name]
             models[key] = algorithm(env=task, device="cpu", **{**arguments, "buffer_size": 10})
         numbers = [value for argument, value in entry.items() if argument.endswith("learning_rate")]
         for value in numbers:
-            schedule = isinstance(value, str) and value.startswith("lin_") and float(value.removeprefix("lin_")) > 0
+            schedule = isinstance(value, str) and all(float(rate) > 0 for rate in value.removeprefix("lin_").split("_"))
             assert isinstance(value, float) or schedule, "write !!float 1e-3: YAML reads 1e-3 as a string"
 
 
@@ -517,11 +516,40 @@ def test_yaml_is_ours_unless_a_file_is_given(tmp_path: Path) -> None:
 
 
 def test_schedules_of_all_learning_rates(tmp_path: Path) -> None:
-    given = {"model_learning_rate": "lin_1e-2", "noise_type": None, "noise_std": 0.1}
-    hyperparams, saved = manager(hyperparams=given).read_hyperparameters()
-    assert hyperparams["model_learning_rate"](0.5) == pytest.approx(5e-3)
-    assert saved["model_learning_rate"] == "lin_1e-2"
+    rates = {"learning_rate": "lin_3e-4_3e-6", "qf_learning_rate": 1e-3, "model_learning_rate": "lin_1e-2"}
+    experiment = manager(hyperparams={**rates, "noise_type": None, "noise_std": 0.1})
+    hyperparams, saved = experiment.read_hyperparameters()
     assert not {"noise_type", "noise_std"} & (hyperparams.keys() | saved.keys())
+    assert {name: saved[name] for name in rates} == rates
+    hyperparams = experiment._preprocess_schedules(hyperparams)
+    assert hyperparams["model_learning_rate"](0.5) == pytest.approx(5e-3) and hyperparams["qf_learning_rate"] == 1e-3
+    falling = hyperparams["learning_rate"]
+    assert [falling(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([3e-4, 1.515e-4, 3e-6])
+
+
+@pytest.mark.parametrize("preset", ["mpg", "paper/mpg"])
+def test_the_mpg_papers_rates_fall_to_a_hundredth(preset: str) -> None:
+    """Table VI; in the paper preset alone."""
+    entry = read_entry(hyperparams_file(preset), "PathTracking-v0")
+    make_schedules(entry)
+    for name, rate in {"learning_rate": 3e-4, "qf_learning_rate": 8e-4}.items():
+        if preset == "mpg":
+            assert name not in entry
+        else:
+            assert [entry[name](left) for left in (1.0, 0.0)] == pytest.approx([rate, 0.01 * rate], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "qf_learning_rate", "model_learning_rate"])
+@pytest.mark.parametrize("given", ["1e-3", "lin", "lin_", "lin_x", "lin_1e-3_x", "cos_1e-3", "lin_1e-3_1e-4_1e-5"])
+def test_schedules_that_cannot_be_read(name: str, given: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}='{given}' must be a number.*lin_3e-4_3e-6"):
+        make_schedules({name: given})
+
+
+def test_rl_zoos_schedules_are_as_they_were() -> None:
+    other = manager(algo="td3", hyperparams={"learning_rate": "lin_1e-3"})
+    hyperparams = other._preprocess_schedules(other.read_hyperparameters()[0])
+    assert repr(hyperparams["learning_rate"]) == "SimpleLinearSchedule(initial_value=0.001)"
 
 
 def test_parameter_noise_by_its_name() -> None:

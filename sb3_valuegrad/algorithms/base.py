@@ -28,6 +28,7 @@ from sb3_valuegrad.layers import squared_error
 from sb3_valuegrad.observations import FlatObservations, check_spaces
 from sb3_valuegrad.policies import QCritic, ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, PackedReplayBuffer
+from sb3_valuegrad.world_models import WorldModel
 
 
 class ValueGradientAlgorithm(ModelBasedAlgorithm):
@@ -48,7 +49,10 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         "mve", the value expansion J_H (Feinberg et al. 2018); "td-k", that, and the critic learns on the imagined
         states, too; "steve", all of J_0 .. J_H weighted by their certainty over the ensemble's members and the critics
         (Buckman et al. 2018); "steve-crossed", also over all pairs of members for states and rewards, which is slow
-    :param target_horizon: H, the imagined steps in the critic's target
+    :param target_horizon: H, the imagined steps in the critic's target. Where ``policy_kwargs`` names a ``simulator_class``,
+        they are the simulator's
+    :param batch_reuse: updates in a row that one minibatch serves, with the critic's targets of its first use (MPG, sec. IV-B:
+        where targets cost much)
     :param model_learning_starts: environment steps before the world model learns. It then first makes one update for
         each step that is stored, so that the policy never meets an untrained model; until then the policy follows the critic
         alone
@@ -94,6 +98,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         horizon: int = 1,
         target_estimator: str = "td",
         target_horizon: int = 0,
+        batch_reuse: int = 1,
         qf_learning_rate: float | Schedule | None = 1e-3,
         model_learning_rate: float | Schedule | None = 1e-3,
         model_learning_starts: int = 0,
@@ -149,17 +154,19 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         self.horizon = horizon
         self.target_estimator = target_estimator
         self.target_horizon = target_horizon
+        self.batch_reuse = batch_reuse
         self.qf_learning_rate = qf_learning_rate
         self.model_learning_rate = model_learning_rate
         self.max_grad_norm = max_grad_norm
         self._episodes_ended = 0
+        self._reused: Batch | None = None
 
     # ---------------------------------------------------------------- set-up
 
     def _check_arguments(self) -> None:
         """:raises ValueError: naming the argument, its value and the way out"""
         self._check_horizon()
-        counts = {"policy_delay": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
+        counts = {"policy_delay": 1, "batch_reuse": 1, "batch_size": 1, "buffer_size": 1, "learning_starts": 0, "n_steps": 1}
         for name, least in {**counts, "gradient_steps": -1, "target_horizon": 0}.items():
             check_count(name, getattr(self, name), least)
         check_choice("target_estimator", self.target_estimator, ESTIMATORS)
@@ -167,6 +174,11 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             raise ValueError(
                 f'target_horizon={self.target_horizon} has no meaning with target_estimator="td", whose target imagines '
                 'nothing; use "mve", "td-k" or "steve"'
+            )
+        if self.target_estimator == "td-k" and self.batch_reuse > 1:
+            raise ValueError(
+                f'batch_reuse={self.batch_reuse} with target_estimator="td-k": its targets are of states that are imagined '
+                'anew in each update; use batch_reuse=1, or target_estimator="mve"'
             )
         self._check_model_arguments()
         check_share("gamma", self.gamma)
@@ -192,6 +204,11 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             # Chosen afresh each time: a loaded model may come with other arguments than it was saved with.
             self.replay_buffer_class = self.buffer_class if self._can_pack() else None
         super()._setup_model()
+        if self.policy.simulator is not None and self.target_estimator == "td":
+            raise ValueError(
+                f'simulator_class={self.policy.simulator_class!r} with target_estimator="td", which never steps it. For '
+                'n-step targets under the current policy use target_estimator="mve", target_horizon=n - 1'
+            )
         if isinstance(self.action_noise, Real):
             shape = self.action_space.shape
             self.action_noise = NormalActionNoise(np.zeros(shape), np.full(shape, float(self.action_noise)))
@@ -208,7 +225,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
-        self.world_model = self.policy.world_model
+        self.world_model, self.simulator = self.policy.world_model, self.policy.simulator
         self._flat: FlatObservations = self.policy.flat_observations
         # What the actor's loss must leave alone: a features extractor shared with the critic is the actor's.
         self._actor_parameters = list(self.actor.parameters())
@@ -246,7 +263,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         makes no step now."""
 
     def _needs_model(self) -> bool:
-        return self.target_estimator != "td"
+        return self.target_estimator != "td" and self.simulator is None
 
     def _learns_policy_in_step(self) -> bool:
         """Whether the policy takes its steps beside the critic's."""
@@ -259,10 +276,10 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     def _critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """The critics' loss, and what else to log by name."""
-        if self.target_estimator == "td-k" and self.target_horizon > 0 and self._model_is_ready:
-            return self._td_k_loss(batch)
-        with th.no_grad():
-            target = self._backup(batch, self._next_value(batch))
+        model = self._target_model()
+        if self.target_estimator == "td-k" and self.target_horizon > 0 and model is not None:
+            return self._td_k_loss(batch, model)
+        target = self._critic_target(batch)
         values = self.critic(batch.observations, batch.actions)
         losses = [squared_error(value, target) for value in values]
         return self._sum_of_critics(losses), {"q_abs_mean": values[0].detach().abs().mean()}
@@ -271,6 +288,17 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         total = sum(losses[1:], start=losses[0])
         return total if self.critic_loss_scale == 1 else self.critic_loss_scale * total
 
+    def _target_model(self) -> WorldModel | None:
+        """By what the critic's target imagines: the simulator where there is one; None while the world model is untrained."""
+        if self.simulator is not None:
+            return self.simulator
+        return self.world_model if self._model_is_ready else None
+
+    @th.no_grad()
+    def _critic_target(self, batch: Batch) -> th.Tensor:
+        """What the critic learns, (N, 1)."""
+        return self._backup(batch, self._next_value(batch)) if batch.targets is None else batch.targets
+
     def _backup(self, batch: Batch, next_value: th.Tensor) -> th.Tensor:
         """``r + (1 - d) gamma V(s')``, (N, 1)."""
         discounts = self.gamma if batch.discounts is None else batch.discounts
@@ -278,12 +306,13 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     def _next_value(self, batch: Batch) -> th.Tensor:
         """What the critic's target takes the next state to be worth, (N, 1)."""
-        if self.target_estimator == "td" or not self._model_is_ready:
+        model = self._target_model()
+        if self.target_estimator == "td" or model is None:
             return self._state_value(batch.next_observations)
         estimate, obs = ESTIMATES[self.target_estimator], self._flat.flatten(batch.next_observations)
-        return estimate(self.world_model, self._evaluation(), obs, self.target_horizon, self.gamma)[:, None]
+        return estimate(model, self._evaluation(), obs, self.target_horizon, self.gamma)[:, None]
 
-    def _td_k_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def _td_k_loss(self, batch: Batch, model: WorldModel) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """MVE's loss (Alg. 1): the squared error averaged over the real transition and the H imagined states after it.
 
         An imagined state weighs as much as the chance that the real and the imagined episode got there.
@@ -291,7 +320,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         steps = self.target_horizon
         with th.no_grad():
             next_obs = self._flat.flatten(batch.next_observations)
-            rollout, targets = td_k_examples(self.world_model, self._evaluation(), next_obs, steps, self.gamma)
+            rollout, targets = td_k_examples(model, self._evaluation(), next_obs, steps, self.gamma)
             target = th.cat([self._backup(batch, targets[0][:, None])[:, 0], targets[:-1].flatten()])
             reached = (1 - batch.dones.T) * rollout.alive[:-1]
             weights = th.cat([th.ones_like(next_obs[:, 0]), reached.flatten()]) / (len(next_obs) * (steps + 1))
@@ -323,7 +352,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     def _gradient_step(self, batch_size: int, losses: Losses) -> None:
         """One step of critics and world model, and, every ``policy_delay`` steps, of the actor and the targets."""
-        batch = self._sample(batch_size)
+        batch = self._minibatch(batch_size)
         loss, logged = self._critic_loss(batch)
         norm, withheld = self._update_with_model(batch, loss, self.critic.optimizer, losses)
         append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norm})
@@ -331,6 +360,15 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             if self._learns_policy_in_step():
                 append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
             self._update_targets()
+
+    def _minibatch(self, batch_size: int) -> Batch:
+        """A new one, or the last one with its targets, which then serves ``batch_reuse`` updates in a row."""
+        if self.batch_reuse == 1:
+            return self._sample(batch_size)
+        if self._reused is None or (self._n_updates - 1) % self.batch_reuse == 0:
+            batch = self._sample(batch_size)
+            self._reused = batch._replace(targets=self._critic_target(batch))
+        return self._reused
 
     def _update_actor(
         self, loss_of: Callable[[], tuple[th.Tensor | None, dict[str, th.Tensor]]], after: th.Tensor | None = None
@@ -390,8 +428,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
     # ---------------------------------------------------------------- saving and loading
 
     def _excluded_save_params(self) -> list[str]:
-        networks = ["actor", "critic", "critic_target", "world_model"]
-        derived = ["_flat", "_actor_parameters", "_other_parameters", "_online", "_targets"]
+        networks = ["actor", "critic", "critic_target", "world_model", "simulator"]
+        derived = ["_flat", "_reused", "_actor_parameters", "_other_parameters", "_online", "_targets"]
         return [*super()._excluded_save_params(), *networks, *derived, "_online_statistics", "_target_statistics"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -131,7 +131,13 @@ class DeterministicValueGradient(ValueGradientAlgorithm):
         def policy(obs: th.Tensor) -> th.Tensor:
             return self._target_policy(self._flat.unflatten(obs))
 
-        return Evaluation(policy, partial(self._values, self.critic_target))
+        def value(obs: th.Tensor, _: th.Tensor) -> th.Tensor:
+            return self._values(self.critic_target, obs, policy(obs))
+
+        if self.simulator is None:
+            return Evaluation(policy, partial(self._values, self.critic_target))
+        # The current policy drives, and the targets value where it gets (MPG, sec. IV-B and eq. 11).
+        return Evaluation(self._policy, value)
 
     # ---------------------------------------------------------------- actor
 

@@ -36,6 +36,7 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
 
     policy: ValueGradientPolicy
     world_model: WorldModel
+    simulator: WorldModel | None
     max_grad_norm: float | None
     _flat: FlatObservations
 
@@ -81,16 +82,19 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """SB3's; the environment must show the world model what it can make use of."""
         env = self._vec_normalize_env
-        if env is not None and (env.norm_obs or env.norm_reward) and self.world_model.takes_raw_data:
-            raise ValueError(
-                f"VecNormalize changes observations or rewards, and {type(self.world_model).__name__} knows them only as the "
-                "environment gives them. Train without VecNormalize, or with a learned world model."
-            )
+        models = [self.world_model] if self.simulator is None else [self.world_model, self.simulator]
+        for model in models:
+            if env is not None and (env.norm_obs or env.norm_reward) and model.takes_raw_data:
+                raise ValueError(
+                    f"VecNormalize changes observations or rewards, and {type(model).__name__} knows them only as the "
+                    "environment gives them. Train without VecNormalize, or with a learned world model."
+                )
         prepared = super()._setup_learn(*args, **kwargs)
         if self.num_timesteps == 0:
             self._last_fit = None  # steps are counted afresh
         assert self._last_obs is not None
-        self.world_model.check(self._flat.flatten(self.policy.obs_to_tensor(self._last_obs)[0]))
+        for model in models:
+            model.check(self._flat.flatten(self.policy.obs_to_tensor(self._last_obs)[0]))
         return prepared
 
     # ---------------------------------------------------------------- fitting

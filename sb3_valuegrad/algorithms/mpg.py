@@ -25,7 +25,9 @@ class MPG(DeterministicValueGradient):
     (``world_model_class="analytic"``), or a learned one, the default. The critic's target (eq. 11):
 
     - MPG-v2, clipped double Q: the default;
-    - MPG-v1, n-step: ``n_steps=25, target_policy_noise=0.0, policy_kwargs=dict(n_critics=1)``.
+    - MPG-v1, n-step, from the replay buffer: ``n_steps=25, target_policy_noise=0.0, policy_kwargs=dict(n_critics=1)``;
+    - MPG-v1 as in the paper, n steps under the current policy: instead of ``n_steps`` ``target_estimator="mve",
+      target_horizon=n - 1, batch_reuse=10``, and in ``policy_kwargs`` a ``simulator_class``.
 
     :param policy: "MlpPolicy", "MultiInputPolicy" or a subclass of ``DeterministicPolicy``
     :param env: Gymnasium environment, its id, or a vector environment
@@ -88,7 +90,7 @@ class MPG(DeterministicValueGradient):
 
     def _needs_model(self) -> bool:
         """Also while the weights leave it out: they may come back to it."""
-        return self.target_estimator != "td" or self.horizon > 0
+        return self.horizon > 0 or super()._needs_model()
 
     def _weights(self) -> dict[int, float]:
         """Horizon i -> w_i, at this update."""

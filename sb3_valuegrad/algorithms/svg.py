@@ -158,9 +158,7 @@ class SVG(WeightedReplayAlgorithm):
         target asks today's policy."""
         if self.horizon == 0:
             return super()._critic_loss(batch)
-        with th.no_grad():
-            target = self._backup(batch, self._next_value(batch))
-            weights = self._weights_of_rows(batch)
+        target, weights = self._critic_target(batch), self._weights_of_rows(batch)
         values = self.critic(batch.observations, batch.actions)
         losses = [(weights * (value - target)[:, 0].square()).mean() for value in values]
         return self._sum_of_critics(losses), {"v_abs_mean": values[0].detach().abs().mean()}

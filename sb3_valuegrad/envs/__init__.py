@@ -7,7 +7,9 @@ They need MuJoCo (``pip install "sb3-valuegrad[mujoco]"``) when one is made, not
 The tasks of Guan et al. (MPG): ``PathTracking-v0``, which needs nothing else and comes as a native vector environment, too,
 and ``InvertedPendulumExplicit-v5`` (MuJoCo); their prior models are :data:`~sb3_valuegrad.envs.priors.PRIORS`.
 
-The hand and the ball of Heess et al. (SVG): ``Hand-v0``, which needs nothing else.
+The tasks of Heess et al. (SVG): ``Hand-v0``, ``CartPoleSwingUp-v0`` and ``CartPoleBalance-v0``, which need nothing else;
+``Swimmer3-v0``, ``Swimmer5-v0``, ``Swimmer7-v0``, ``Reacher4Targets-v0``, ``ReacherMovingTarget-v0`` and ``Monoped-v0``
+(MuJoCo).
 """
 
 from sb3_valuegrad.envs.registration import OBSERVABLE, register_mpg_tasks, register_observable, register_svg_tasks

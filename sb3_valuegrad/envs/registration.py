@@ -61,6 +61,21 @@ def register_mpg_tasks() -> None:
     )
 
 
+# Heess et al.: id, entry point, time limit and arguments. The hand's episodes end by themselves.
+SVG_TASKS: list[tuple[str, str, int | None, dict[str, Any]]] = [
+    ("Hand-v0", "hand:HandEnv", None, {}),
+    ("CartPoleSwingUp-v0", "cart_pole:CartPoleEnv", 200, {}),
+    ("CartPoleBalance-v0", "cart_pole:CartPoleEnv", 200, {"upright": True}),
+    ("Swimmer3-v0", "swimmer:SwimmerGoalEnv", 100, {"links": 3}),
+    ("Swimmer5-v0", "swimmer:SwimmerGoalEnv", 100, {"links": 5}),
+    ("Swimmer7-v0", "swimmer:SwimmerGoalEnv", 100, {"links": 7}),
+    ("Reacher4Targets-v0", "reacher:ReacherTargetsEnv", 100, {}),
+    ("ReacherMovingTarget-v0", "reacher:ReacherTargetsEnv", 100, {"moving_target": True}),
+    ("Monoped-v0", "monoped:MonopedEnv", 200, {}),
+]
+
+
 def register_svg_tasks() -> None:
-    """Register the SVG paper's hand (Heess et al., sec. 6.1). Its episodes end by themselves."""
-    gym.register("Hand-v0", entry_point="sb3_valuegrad.envs.hand:HandEnv")
+    """Register the SVG paper's tasks that are not Gymnasium's (Heess et al., sec. 6)."""
+    for task, entry_point, limit, kwargs in SVG_TASKS:
+        gym.register(task, entry_point=f"sb3_valuegrad.envs.{entry_point}", max_episode_steps=limit, kwargs=kwargs)

@@ -78,14 +78,15 @@ def tried(name: str, function: Function, arguments: dict[str, th.Tensor], shape:
             f"{call} raised {type(error).__name__}: {error}. It must return a torch tensor, made from and on the device of "
             "its arguments"
         ) from error
-    if result.shape != shape:
-        raise ValueError(f"{call} must return a tensor of shape {tuple(shape)}, but gave {tuple(result.shape)}")
+    given_shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
+    if given_shape != shape:
+        raise ValueError(f"{call} must return a tensor of shape {tuple(shape)}, but gave {given_shape}")
     if result.device != device:
         raise ValueError(f"{call} returned a tensor on {str(result.device)!r}; make its constants on obs.device")
     if not th.isfinite(result).all():
         row = int((~th.isfinite(result.reshape(len(result), -1)).all(1)).nonzero()[0])
         at = ", ".join(f"{what}={rows[row].tolist()}" for what, rows in arguments.items())
-        raise ValueError(f"{call} returned {result[row].tolist()} at {at}; it must be finite where the environment starts")
+        raise ValueError(f"{call} returned {result[row].tolist()} at {at}; it must be finite there")
     return result
 
 

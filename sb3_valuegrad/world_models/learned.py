@@ -7,6 +7,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.functions import tried
 from sb3_valuegrad.world_models.gaussian import standard_deviation
 from sb3_valuegrad.world_models.scaling import RunningScaler
 
@@ -68,16 +69,9 @@ class LearnedWorldModel(WorldModel):
         if function is None:
             return None
         rows = 3
+        arguments = {"obs": self.obs_dim, "actions": self.action_dim, "next_obs": self.obs_dim}
         with th.no_grad():
-            result = function(th.zeros(rows, self.obs_dim), th.zeros(rows, self.action_dim), th.zeros(rows, self.obs_dim))
-        shape = tuple(result.shape) if isinstance(result, th.Tensor) else type(result).__name__
-        if shape != (rows,):
-            raise ValueError(
-                f"{name}={function!r}: for obs ({rows}, {self.obs_dim}), actions ({rows}, {self.action_dim}) and next_obs "
-                f"({rows}, {self.obs_dim}) it must return a tensor of shape ({rows},), one value a row, but gave {shape}"
-            )
-        if not th.isfinite(result).all():
-            raise ValueError(f"{name}={function!r} returned {result.tolist()} for zeros; it must be finite everywhere")
+            tried(f"{name}={function!r}", function, {what: th.zeros(rows, dim) for what, dim in arguments.items()}, (rows,))
         return function
 
     def _inputs(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:

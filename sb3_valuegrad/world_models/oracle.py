@@ -7,10 +7,12 @@ import torch as th
 
 from sb3_valuegrad.errors import check_count
 from sb3_valuegrad.world_models.base import Transitions, WorldModel
+from sb3_valuegrad.world_models.tasks import RestoredTask, make_task
 
 
-class MujocoOracle(WorldModel):
-    """MuJoCo, stepped by itself: the "ideal, oracle" model of Feinberg et al. 2018 (MVE), Fig. 6.
+class Oracle(WorldModel):
+    """The task itself, put into the state that an observation shows and stepped: the "ideal, oracle" model of Feinberg et al.
+    2018 (MVE), Fig. 6; and the simulator that MPG-v1's targets are of (Guan et al., sec. IV-B).
 
     Nothing is learned and nothing can be differentiated: it serves where a model is only looked at (MVE, imagined
     experience as in IB and MBPO, ``target_estimator`` "mve", "td-k" and "steve"). Observations are restored from float32,
@@ -19,10 +21,12 @@ class MujocoOracle(WorldModel):
 
     :param obs_dim: S, length of a flat observation
     :param action_dim: A, number of actions
-    :param env_id: the task that is learned, as for ``gymnasium.make``. Its observation must determine the simulator's
-        state; :data:`sb3_valuegrad.envs.OBSERVABLE` lists tasks that do, InvertedPendulum is another
+    :param env_id: the task that is learned, as for ``gymnasium.make``: one of MuJoCo's, whose observation must determine the
+        simulator's state (:data:`sb3_valuegrad.envs.OBSERVABLE` lists tasks that do, InvertedPendulum is another); or one
+        whose environment has a method ``step_from(observations (N, S), actions (N, A))``, in its own units, that returns the
+        next observations (N, S), rewards (N,) and terminations (N,), as PathTracking-v0 does
     :param env_kwargs: arguments it is made with
-    :param n_threads: threads that simulate; None: as many as PyTorch uses
+    :param n_threads: threads in which MuJoCo simulates; None: as many as PyTorch uses
     :raises ValueError: for a task that cannot be restored from its observation (saying which part is missing), one that
         the simulator does not reproduce, or one with other spaces
     :raises ImportError: if MuJoCo is not installed
@@ -39,13 +43,9 @@ class MujocoOracle(WorldModel):
         n_threads: int | None = None,
     ):
         super().__init__(obs_dim, action_dim)
-        try:
-            from sb3_valuegrad.world_models.simulator import Simulator
-        except ImportError as error:
-            raise ImportError('The oracle steps MuJoCo, which is missing: pip install "sb3-valuegrad[mujoco]"') from error
         n_threads = th.get_num_threads() if n_threads is None else n_threads
         check_count("n_threads", n_threads, 1)
-        self.simulator = Simulator(env_id, dict(env_kwargs or {}), n_threads)
+        self.simulator = _simulator(env_id, dict(env_kwargs or {}), n_threads)
         found, wanted = (self.simulator.obs_dim, self.simulator.action_dim), (obs_dim, action_dim)
         if found != wanted:
             raise ValueError(
@@ -63,7 +63,7 @@ class MujocoOracle(WorldModel):
                 'world_model_class="oracle" has no gradient, and this algorithm climbs one through the model. Use the '
                 "oracle with MVE (any horizon), with imagined experience (real_ratio < 1), or in the critic's target "
                 '(target_estimator="mve", "td-k" or "steve") of a policy with horizon=0. Where the policy climbs the '
-                "model, learn one."
+                'model, learn one or give one, and let the oracle serve the target: simulator_class="oracle".'
             )
         next_obs, rewards, dones = self.simulator.step(obs.detach().cpu().numpy(), actions.detach().cpu().numpy())
         return obs.new_tensor(next_obs), obs.new_tensor(np.stack([rewards, dones], axis=1))
@@ -79,3 +79,13 @@ class MujocoOracle(WorldModel):
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """None: there is nothing to learn."""
         return {}
+
+
+def _simulator(env_id: str, env_kwargs: dict[str, Any], n_threads: int) -> Any:
+    if hasattr(make_task(env_id, env_kwargs).unwrapped, "step_from"):
+        return RestoredTask(env_id, env_kwargs)
+    try:
+        from sb3_valuegrad.world_models.simulator import Simulator
+    except ImportError as error:
+        raise ImportError('The oracle steps MuJoCo, which is missing: pip install "sb3-valuegrad[mujoco]"') from error
+    return Simulator(env_id, env_kwargs, n_threads)

@@ -10,9 +10,9 @@ from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from mujoco.rollout import Rollout
 
 from sb3_valuegrad.world_models.state_map import StateMap
+from sb3_valuegrad.world_models.tasks import CHECKED_STEPS, differences, make_task, unscaled
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
-CHECKED_STEPS = 50
 
 
 class Simulator:
@@ -32,12 +32,13 @@ class Simulator:
 
     def __init__(self, env_id: str, env_kwargs: dict[str, Any], n_threads: int):
         self.arguments = (env_id, env_kwargs, n_threads)
-        env = _make(env_id, env_kwargs)
+        env = make_task(env_id, env_kwargs)
         self.env = cast(Any, env.unwrapped)
         if not _is_steppable(env):
             raise ValueError(
                 f"env_id={env_id!r} is not one of Gymnasium's MuJoCo tasks (a MujocoEnv with vector observations, made by its "
-                "_get_obs), the only ones that the oracle can step. Use a learned world model."
+                "_get_obs), and its environment has no method step_from(observations, actions): the oracle cannot put it into "
+                "an observation's state. Write that method, or use a learned world model."
             )
         self.model, self.data = self.env.model, self.env.data
         self.obs_dim, self.action_dim = int(np.prod(self.env.observation_space.shape)), self.model.nu
@@ -57,7 +58,7 @@ class Simulator:
         self._end = self._start
         self._repeats_substep = False
         self.env.do_simulation = self._answer
-        self._check(env)
+        self._check()
 
     def __reduce__(self) -> tuple[type["Simulator"], tuple[Any, ...]]:
         """A copy, or what is unpickled, is made afresh: threads cannot be carried over."""
@@ -70,8 +71,7 @@ class Simulator:
         :param actions: (N, A), scaled to [-1, 1]
         :return: next observations (N, S), rewards (N,), and whether the episode terminated (N,)
         """
-        low, high = self.env.action_space.low, self.env.action_space.high
-        actions = low + 0.5 * (actions + 1) * (high - low)  # as SB3's policies do it
+        actions = unscaled(actions, self.env.action_space)
         finite = np.isfinite(obs).all(1) & np.isfinite(actions).all(1)
         starts = np.tile(self._start, (int(finite.sum()), 1))
         # The time goes first.
@@ -112,23 +112,15 @@ class Simulator:
         self.data.qpos[:], self.data.qvel[:] = np.split(state, [self.model.nq])
         return np.ravel(self.env._get_obs())
 
-    def _check(self, env: gym.Env) -> None:
+    def _check(self) -> None:
         """Compare with the task itself, and find out whether it reads what is left over from a substep.
 
         :raises ValueError: naming what came out different
         """
-        obs, actions, *real = _experience(*self.arguments[:2])
         differing: list[str] = []
         for repeats in (False, True):
             self._repeats_substep = repeats
-            # Last things first: in the right order a row would find what the one before it left behind.
-            mine = [part[::-1] for part in self.step(obs[::-1], actions[::-1])]
-            names = ("next observation", "reward", "termination")
-            differing = [
-                name
-                for name, left, right in zip(names, mine, real, strict=True)
-                if not np.allclose(left, right, rtol=1e-6, atol=1e-6)
-            ]
+            differing = differences(self.step, *self.arguments[:2], tolerance=1e-6)
             if not differing:
                 return
         raise ValueError(
@@ -142,28 +134,3 @@ def _is_steppable(env: gym.Env) -> bool:
     task, space = env.unwrapped, env.observation_space
     is_task = isinstance(task, MujocoEnv) and hasattr(task, "_get_obs")
     return is_task and isinstance(space, spaces.Box) and space.shape == task.observation_space.shape
-
-
-def _make(env_id: str, env_kwargs: dict[str, Any]) -> gym.Env:
-    """:raises ValueError: if Gymnasium cannot make it"""
-    try:
-        return gym.make(env_id, disable_env_checker=True, **env_kwargs)
-    except gym.error.Error as error:
-        raise ValueError(
-            f"env_id={env_id!r} cannot be made: {error} If another module registers it, import that one, or name it in the "
-            'id: "sb3_valuegrad.envs:HalfCheetahObservable-v5".'
-        ) from error
-
-
-def _experience(env_id: str, env_kwargs: dict[str, Any]) -> tuple[np.ndarray, ...]:
-    """Random steps of the task: observations, actions in [-1, 1], next observations, rewards, terminations."""
-    env, random = _make(env_id, env_kwargs), np.random.default_rng(0)
-    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-    obs, rows = env.reset(seed=0)[0], []
-    for _ in range(CHECKED_STEPS):
-        action = random.uniform(-1, 1, low.shape).astype(np.float32)
-        next_obs, reward, terminated, truncated, _ = env.step(low + 0.5 * (action + 1) * (high - low))
-        rows.append((obs, action, next_obs, reward, terminated))
-        obs = env.reset()[0] if terminated or truncated else next_obs
-    env.close()
-    return tuple(np.array(column) for column in zip(*rows, strict=True))

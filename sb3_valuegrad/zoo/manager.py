@@ -1,16 +1,19 @@
 """What RL Zoo's ``ExperimentManager`` must do differently for our algorithms: find our YAML, keep what it says.
 
-Three of its methods are wrapped. For an algorithm that is not ours they do what they did. For ours,
+Four of its methods are wrapped. For an algorithm that is not ours they do what they did. For ours,
 ``--conf-file paper`` means the paper's settings.
 """
 
 import functools
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_valuegrad
 from sb3_valuegrad.exploration import AdaptiveParameterNoise
@@ -18,7 +21,7 @@ from sb3_valuegrad.zoo import ALGORITHMS, search
 
 MARK = "_sb3_valuegrad"
 PARAMETER_NOISE = "adaptive-param"
-SCHEDULES = ("qf_learning_rate", "model_learning_rate")
+LEARNING_RATES = ("learning_rate", "qf_learning_rate", "model_learning_rate")
 
 
 def hyperparams_file(algo: str) -> Path:
@@ -78,14 +81,33 @@ def _make_parameter_noise(hyperparams: dict[str, Any]) -> None:
         hyperparams["action_noise"] = AdaptiveParameterNoise(delta=hyperparams.pop("noise_std"))
 
 
-def _make_schedules(hyperparams: dict[str, Any]) -> None:
-    """Make schedules of our learning rates, too; RL Zoo knows "lin_1e-3" in ``learning_rate`` only."""
+def make_schedules(hyperparams: dict[str, Any]) -> None:
+    """Make schedules of the learning rates that are strings, in place.
+
+    RL Zoo knows "lin_1e-3", which falls to 0, and in ``learning_rate`` only. Here it may stand in all of them, and
+    "lin_3e-4_3e-6" says where to end.
+
+    :raises ValueError: for another string, naming the argument
+    """
+    for key in LEARNING_RATES:
+        if isinstance(hyperparams.get(key), str):
+            hyperparams[key] = _linear_schedule(key, hyperparams[key])
+
+
+def _linear_schedule(name: str, given: str) -> Schedule:
     from rl_zoo3.utils import SimpleLinearSchedule
 
-    for key in SCHEDULES:
-        if isinstance(hyperparams.get(key), str):
-            _, initial_value = hyperparams[key].split("_")
-            hyperparams[key] = SimpleLinearSchedule(float(initial_value))
+    kind, *rates = given.split("_")
+    try:
+        first, *last = map(float, rates)
+    except ValueError:
+        kind = ""
+    if kind != "lin" or len(rates) > 2:
+        raise ValueError(
+            f"{name}={given!r} must be a number (in YAML !!float 1e-3: a plain 1e-3 is a string there), lin_1e-3 (linearly "
+            "to 0) or lin_3e-4_3e-6 (from one rate to the other)"
+        )
+    return LinearSchedule(first, last[0], 1.0) if last else SimpleLinearSchedule(first)
 
 
 def _reads_our_yaml(original: Any) -> Any:
@@ -103,10 +125,20 @@ def _reads_our_yaml(original: Any) -> Any:
         for part in (hyperparams, saved):
             _drop_empty_noise(part)
         _make_parameter_noise(hyperparams)
-        _make_schedules(hyperparams)
+        make_schedules(hyperparams)
         return hyperparams, saved
 
     return read_hyperparameters
+
+
+def _leaves_schedules(original: Any) -> Any:
+    @functools.wraps(original)
+    def preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        # RL Zoo refuses what is a schedule already.
+        made = {key: hyperparams.pop(key) for key in LEARNING_RATES if callable(hyperparams.get(key))}
+        return {**original(hyperparams), **made}
+
+    return preprocess_schedules
 
 
 def _keeps_yaml_of_trial(original: Any) -> Any:
@@ -136,6 +168,7 @@ def _shows_yaml_to_sampler(original: Any) -> Any:
 
 WRAPPERS = {
     "read_hyperparameters": _reads_our_yaml,
+    "_preprocess_schedules": _leaves_schedules,
     "load_trial": _keeps_yaml_of_trial,
     "objective": _shows_yaml_to_sampler,
 }
@@ -149,4 +182,5 @@ def teach_experiment_manager() -> None:
         if not hasattr(method, MARK):
             wrapped = wrap(method)
             setattr(wrapped, MARK, True)
-            setattr(manager, name, wrapped)
+            is_static = isinstance(inspect.getattr_static(manager, name), staticmethod)
+            setattr(manager, name, staticmethod(wrapped) if is_static else wrapped)
