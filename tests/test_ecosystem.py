@@ -611,7 +611,8 @@ def test_signature_shows_every_argument(algorithm: Any) -> None:
     theirs = list(inspect.signature(TD3).parameters)
     positional = [name for name, parameter in shown.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     assert positional == theirs[: len(positional)] and "learning_rate" in positional
-    own = [name for name in inspect.signature(algorithm.__init__).parameters if name not in ("self", "args", "kwargs")]
+    spelt_out = inspect.signature(algorithm.__init__).parameters
+    own = [name for name, parameter in spelt_out.items() if parameter.kind is parameter.KEYWORD_ONLY]
     assert list(shown)[len(positional) :][: len(own)] == own
     assert ("target_policy_noise" in shown) == (algorithm is not SVG)
     assert {"model_learning_rate", "policy_kwargs", "seed"} <= set(shown)
