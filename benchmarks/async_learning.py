@@ -67,7 +67,7 @@ def run(at_once: int, points: list[int], seed: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--points", type=int, nargs="+", default=[1000, 1500, 2000, 3000], help="steps")
+    parser.add_argument("--points", type=int, nargs="+", default=[1000, 1500, 2000], help="steps")
     arguments = parser.parse_args()
     th.set_num_threads(1)
     found: dict[str, list[list[float]]] = {name: [] for name in SYSTEMS}

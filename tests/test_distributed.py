@@ -181,7 +181,8 @@ def run_one_learner(model: Any, updates: int, at_once: int) -> Optimizer:
         optimizer.take_fit(learner.prepare(optimizer.now(), buffer.content()))
     for start in range(first + 1, first + updates + 1, at_once):
         numbers = [(number, number == first + 1) for number in range(start, start + at_once)]
-        batches = buffer.sample(model.batch_size, at_once)
+        needed = sum((number - 1) % model.batch_reuse == 0 for number, _ in numbers)
+        batches = buffer.sample(model.batch_size, needed) if needed else ([], 0.0)
         made = learner.updates(optimizer.now(), numbers, batches, Here(buffer), optimizer.imagined)
         assert optimizer.take(copy.deepcopy(made)) == at_once
     return optimizer
@@ -199,7 +200,9 @@ AGENTS: dict[str, tuple[type[ValueGradientAlgorithm], dict[str, Any]]] = {
     "MPG, measured": (MPG, {"horizons": (0, 3), "weighting": "variance", "measure_freq": 2}),
     "MAAC": (MAAC, {"horizon": 2, "policy_kwargs": ENSEMBLE, **SMALL_FIT}),
     "MBPO": (MBPO, {"policy_kwargs": ENSEMBLE, "target_update_interval": 2, "ent_coef": 0.1, **SMALL_FIT}),
+    "MPG-v1, batches reused": (MPG, {"horizons": (0, 3), "batch_reuse": 3}),
     "SVG(2)": (SVG, {"horizon": 2, "importance_weights": False, "target_update_interval": 3}),
+    "SVG(1), of the newest": (SVG, {"importance_weights": False, "policy_window": 50}),
 }
 
 

@@ -144,7 +144,7 @@ def blueprint_of(model: ValueGradientAlgorithm, settings: Settings) -> Blueprint
             f"env={settings.env!r} makes {single} environment(s) with spaces {spaces}, but the model was built for "
             f"{model.n_envs} with {(model.observation_space, model.action_space)}"
         )
-    return Blueprint(type(model), file.getvalue(), make_env, model.seed, settings.timeout)
+    return Blueprint(type(model), file.getvalue(), make_env, model.seed, settings.timeout, settings.buffers)
 
 
 def _maker(model: ValueGradientAlgorithm, env: str | Callable[[], Any] | None) -> Callable[[], Any]:

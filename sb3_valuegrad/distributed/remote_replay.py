@@ -35,39 +35,51 @@ def _mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     return tree
 
 
+class NoExperience(Exception):
+    """The buffer is empty: it has taken the place of one that died."""
+
+
 class _Stretches:
     """An order for stretches of experience; they are drawn and fetched in one call (a buffer may change in between)."""
 
-    def __init__(self, count: int, most: int):
-        self.count, self.most = count, most
-        self.steps = range(count)
+    def __init__(self, *order: int | None):
+        self.order = order
+        self.steps = range(order[0] or 0)
 
 
 class RemoteReplay(BatchSource):
     """Draws from a buffer in another process; notes what is to be stored there.
 
     :param timeout: seconds that the buffer may take
+    :param buffers: how many share the experience
     """
 
-    def __init__(self, timeout: float):
+    def __init__(self, timeout: float, buffers: int):
+        self.buffers = buffers
         self.buffer: Any = None
         """handle of the :class:`~sb3_valuegrad.distributed.workers.Buffer`"""
         self.drawn: list[Batch] = []
-        """minibatches that have come already; they are used first"""
+        """minibatches that have come already, as arrays; they are used first"""
         self.stored = 0
         self.new: list[tuple[Any, ...]] = []
         self.timeout = timeout
         self.fresh = 0
 
     def batch(self, batch_size: int) -> Batch:
-        """A minibatch."""
+        """A minibatch.
+
+        :raises NoExperience: if there is none
+        """
         if self.drawn and len(self.drawn[0].actions) == batch_size:
-            return self.drawn.pop()
+            return unpacked(self.drawn.pop(0))
         (batch,), _ = self._ask("sample", batch_size)
         return unpacked(batch)
 
     def _ask(self, name: str, *args: Any) -> Any:
-        return ray.get(getattr(self.buffer, name).remote(*args), timeout=self.timeout)
+        answer = ray.get(getattr(self.buffer, name).remote(*args), timeout=self.timeout)
+        if answer is None:
+            raise NoExperience
+        return answer
 
     def size(self) -> int:
         """Steps stored, of each environment."""
@@ -81,8 +93,9 @@ class RemoteReplay(BatchSource):
 
     def draw(self, count: int, most: int, newest: int | None = None) -> Any:
         """As :class:`~sb3_valuegrad.trajectories.TrajectoryReplayBuffer`."""
-        return _Stretches(count, most)
+        share = None if newest is None else max(newest // self.buffers, 1)
+        return _Stretches(count, most, share)
 
     def windows(self, places: _Stretches, env: None = None) -> Windows:
         """As :class:`~sb3_valuegrad.trajectories.TrajectoryReplayBuffer`."""
-        return unpacked(self._ask("stretches", places.count, places.most))
+        return unpacked(self._ask("stretches", *places.order))

@@ -194,7 +194,8 @@ class Trainer:
         count = min(self.settings.updates_per_task, len(self.again) + self._due() - self.assigned)
         numbers = [self.again.popleft() if self.again else self._next_number() for _ in range(count)]
         fresh = [(number, (number - self.first - 1) % self.pace.at_once == 0) for number in numbers]
-        batches, which = self._drawn(count)
+        needed = sum((number - 1) % model.batch_reuse == 0 for number in numbers)
+        batches, which = self._drawn(needed) if needed else (([], 0.0), self._some_buffer())
         arguments = (self.optimizer.now(), fresh, batches, self._buffers[which], self.optimizer.imagined)
         self.processes.ask(Task("updates", "learner", index, data=(numbers, which)), "updates", *arguments)
 
@@ -216,11 +217,13 @@ class Trainer:
         self.ahead[count] = self._draw(count)
         return found
 
+    def _some_buffer(self) -> int:
+        """One of them, so that every stored step is as likely as any other."""
+        sizes = self.processes.sizes
+        return self.random.choices(range(len(sizes)), sizes)[0] if len(sizes) > 1 and sum(sizes) > 0 else 0
+
     def _draw(self, count: int) -> tuple[Any, int]:
-        """From one buffer: every stored step is as likely as any other."""
-        which = 0
-        if len(self.processes.sizes) > 1 and sum(self.processes.sizes) > 0:
-            (which,) = self.random.choices(range(len(self.processes.sizes)), self.processes.sizes)
+        which = self._some_buffer()
         return self._buffers[which].sample.remote(self.model.batch_size, count), which
 
     # ---------------------------------------------------------------- results

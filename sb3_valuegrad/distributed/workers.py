@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 from sb3_valuegrad.algorithms.model_based import Losses, ModelBasedAlgorithm
-from sb3_valuegrad.distributed.remote_replay import RemoteReplay, packed, unpacked
+from sb3_valuegrad.distributed.remote_replay import NoExperience, RemoteReplay, packed, unpacked
 from sb3_valuegrad.distributed.state import WORLD_MODEL, Networks, cut, empty_buffer, experience, export, restore, store
 from sb3_valuegrad.gradients import recorded_steps
 from sb3_valuegrad.world_models import Transitions
@@ -34,6 +34,7 @@ class Blueprint:
     make_env: Callable[[], Any]
     seed: int | None
     timeout: float
+    buffers: int
 
     def build(self, env: Any = None, **changes: Any) -> ValueGradientAlgorithm:
         """The algorithm, on the CPU, silent; with room for next to no experience, if nothing else is said."""
@@ -84,7 +85,7 @@ class Worker:
         self.blueprint: Blueprint = ray.get(kept[0])
         blueprint = self.blueprint
         self.here: dict[str, int] = {}
-        self.replay = RemoteReplay(blueprint.timeout)
+        self.replay = RemoteReplay(blueprint.timeout, blueprint.buffers)
         self.model = self._build()
         if blueprint.seed is not None:
             # Whoever replaces a process that has died must not relive its random numbers.
@@ -222,10 +223,12 @@ class Buffer(Worker):
         batches = [packed(ModelBasedAlgorithm._sample(self.model, batch_size)) for _ in range(count)]
         return batches, (time.perf_counter() - start) / count
 
-    def stretches(self, count: int, most: int) -> Any:
-        """Stretches of experience (SVG) as arrays."""
+    def stretches(self, count: int, most: int, newest: int | None) -> Any:
+        """Stretches of experience (SVG) as arrays; None while there is nothing."""
         buffer: Any = self.model.replay_buffer
-        return packed(buffer.windows(buffer.draw(count, most)))
+        if buffer.size() == 0:
+            return None
+        return packed(buffer.windows(buffer.draw(count, most, newest)))
 
     def content(self) -> dict[str, np.ndarray]:
         """All that is stored."""
@@ -256,7 +259,7 @@ class Learner(Worker):
         """Gradient steps one after the other; the optimizer takes them, too, with these gradients.
 
         :param numbers: of the updates, and whether each is the first of a ``train()``
-        :param drawn: a minibatch for each, see :meth:`Buffer.sample`
+        :param drawn: a minibatch for each that needs a new one, see :meth:`Buffer.sample`
         :param buffer: where more can be had
         :param imagined: version and content of the imagined transitions, where they are made after a fit
         :return: none if there was no experience
@@ -267,21 +270,26 @@ class Learner(Worker):
         start = time.perf_counter()
         self._update(now)
         self._take_imagined(imagined)
-        self.replay.buffer = buffer
+        self.replay.buffer, self.replay.drawn = buffer, list(drawn[0])
         self.model.policy.set_training_mode(True)
         self.model._update_learning_rates()
         transfer = (time.perf_counter() - start) / len(numbers)
+        # The steps are made here, too: then the copy is no version of the optimizer's.
+        self.here = {}
         made = []
-        for later, ((number, imagines), batch) in enumerate(zip(numbers, drawn[0], strict=True)):
-            update = self._one_update(number, imagines, batch)
-            update.times.update(sample=drawn[1], transfer=transfer)
-            made.append(update._replace(version=now.version + later))
-        # The steps were made here, too: the copy is no version of the optimizer's.
-        self.here = {} if update.observed else {WORLD_MODEL: now.parts[WORLD_MODEL][0]}
+        try:
+            for later, (number, imagines) in enumerate(numbers):
+                update = self._one_update(number, imagines)
+                update.times.update(sample=drawn[1], transfer=transfer)
+                made.append(update._replace(version=now.version + later))
+        except NoExperience:
+            return []
+        if not update.observed:
+            self.here[WORLD_MODEL] = now.parts[WORLD_MODEL][0]
         return made
 
-    def _one_update(self, number: int, imagines: bool, batch: Any) -> Update:
-        model, self.replay.drawn, self.observed = self.model, [unpacked(batch)], []
+    def _one_update(self, number: int, imagines: bool) -> Update:
+        model, self.observed = self.model, []
         start = time.perf_counter()
         losses: Losses = defaultdict(list)
         model.logger.name_to_value.clear()
