@@ -73,7 +73,7 @@ def _try_to_join(address: str) -> None:
     except subprocess.TimeoutExpired:
         raise UnreachableError(
             f"address={address!r}: something listens there, but no Ray cluster has answered within {JOIN_SECONDS:g} s; give "
-            "the address that `ray start --head` prints"
+            "the address that `ray start --head` prints, and set RAY_AUTH_MODE=token if the cluster asks for a token"
         ) from None
     except subprocess.CalledProcessError as error:
         cause = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
