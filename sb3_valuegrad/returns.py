@@ -103,14 +103,15 @@ def steve_weights(variance: th.Tensor, most_certain: float = 2.0) -> th.Tensor:
     return certainty / certainty.sum(0)
 
 
-def steve(expansions: th.Tensor) -> th.Tensor:
+def steve(expansions: th.Tensor, estimates: th.Tensor | None = None) -> th.Tensor:
     """Stochastic ensemble value expansion: the mean over members of each J_k, weighted over k by its certainty.
 
     :param expansions: J_k by each of E members, (K, E, N); with one member there is no variance to weigh by, and the
         longest expansion is returned, as in MVE
+    :param estimates: what to take the mean of, (K, F, N), where only the certainty is the members' word; None: the same
     :return: (N,)
     """
+    means = (expansions if estimates is None else estimates).mean(1)
     if expansions.shape[1] == 1:
-        return expansions[-1, 0]
-    variance, mean = th.var_mean(expansions, dim=1, correction=0)
-    return (steve_weights(variance) * mean).sum(0)
+        return means[-1]
+    return (steve_weights(expansions.var(1, correction=0)) * means).sum(0)

@@ -10,7 +10,7 @@ from tiny import tiny
 
 from sb3_valuegrad import DVPG, MAAC, MVE
 from sb3_valuegrad.algorithms.targets import Evaluation, steve_value
-from sb3_valuegrad.returns import steve
+from sb3_valuegrad.returns import steve_weights
 from sb3_valuegrad.world_models import WorldModel
 
 QUIET = {"target_policy_noise": 0.0, "model_validation_fraction": 0.0}
@@ -107,7 +107,8 @@ class Member:
 @pytest.mark.parametrize("horizon", [0, 2])
 @pytest.mark.parametrize("estimator", ["steve", "steve-crossed"])
 def test_steve_target(estimator: str, horizon: int) -> None:
-    """Every combination of states' member, its rewards (crossed: any member's) and critic is one estimate of each J_k."""
+    """Every combination of states' member, its rewards (crossed: any member's) and critic is one estimate of each J_k; the
+    smaller critic's are averaged, all of them say how certain they are."""
     agent = with_model(DVPG, target_estimator=estimator, target_horizon=horizon, policy_kwargs=ENSEMBLE, batch_size=8, **QUIET)
     model, batch, gamma = agent.world_model, draw(agent, size=8), agent.gamma
     members = [Member(model, index) for index in range(2)]
@@ -124,7 +125,10 @@ def test_steve_target(estimator: str, horizon: int) -> None:
                         reward = of_rewards(obs, action).reward
                         obs, _, done = of_states(obs, action)
                         total, alive = total + gamma**time * alive * reward, alive * (1 - done)
-        expected = steve(th.stack([th.stack(of_time) for of_time in estimates]))
+        expansions = th.stack([th.stack(of_time) for of_time in estimates])
+        smaller = expansions.unflatten(1, (-1, 2)).amin(2)  # the critics took turns
+        weights = steve_weights(expansions.var(1, correction=0))
+        expected = (weights * smaller.mean(1)).sum(0)
         th.testing.assert_close(agent._next_value(batch)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -152,6 +156,22 @@ def test_steve_asks_policy_and_critics_once_about_the_state_that_is_given(algori
     for given in seen.values():
         assert sum(len(rows) for rows in given) == 5 * len(obs)  # once, and two members at two later times
         assert th.equal(given[0], obs)
+
+
+@pytest.mark.parametrize("algorithm", [DVPG, MAAC])
+def test_steve_without_a_horizon_is_the_one_step_target(algorithm: Any) -> None:
+    """Clipped double Q, and with it SAC's and TD3's own."""
+    settings = {**QUIET, "target_estimator": "steve", "target_horizon": 0, "policy_kwargs": ENSEMBLE}
+    settings = settings if algorithm is DVPG else {**REAL_ONLY, **settings, "horizon": 0}
+    settings.pop("target_policy_noise" if algorithm is MAAC else "", None)
+    agent = with_model(algorithm, **settings)
+    batch = draw(agent)
+    values = []
+    for estimator in ("steve", "td"):
+        agent.target_estimator = estimator
+        th.manual_seed(0)
+        values.append(agent._next_value(batch))
+    th.testing.assert_close(values[0], values[1].detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_steve_with_one_member_and_one_critic_is_mve() -> None:

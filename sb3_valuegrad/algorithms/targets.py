@@ -95,7 +95,9 @@ def td_k_examples(
 def steve_value(
     model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float, crossed: bool = False
 ) -> th.Tensor:
-    """STEVE over all combinations of a member and a critic (Buckman et al. 2018), (N,).
+    """STEVE: the mean over members of each J_k, under the smaller of the critics, weighted by the variance among all
+    combinations of a member and a critic (Buckman et al. 2018; clipped double Q, without which the mean of two critics
+    overestimates what the policy climbs). With horizon 0 it is the one-step target's own value. (N,)
 
     :param crossed: combine the states of one member with the rewards of every other, too, as the paper does with reward
         networks of their own. Ours come from the same network as the states, so that this costs ``members`` times as much
@@ -106,8 +108,8 @@ def steve_value(
     all_rewards = _crossed_rewards(model, rollout, rewards) if crossed else rewards[None]
     of_rewards = _expansions(all_rewards, rollout.survival, th.zeros_like(values[:1]), gamma)
     # (H + 1, rewards' members, critics, states' members, N): every combination is one estimate.
-    expansions = of_rewards[:, :, None] + of_values[:, None]
-    return steve(expansions.view(horizon + 1, -1, rows))
+    expansions = (of_rewards[:, :, None] + of_values[:, None]).unflatten(-1, (-1, rows))
+    return steve(expansions.flatten(1, 3), expansions.amin(2).flatten(1, 2))
 
 
 def _expansions(rewards: th.Tensor, alive: th.Tensor | None, values: th.Tensor, gamma: float) -> th.Tensor:
