@@ -20,6 +20,10 @@ class FitError(ValueError):
     """A world model's fit diverged. The model, its scales and its optimizer are what they were before the fit."""
 
 
+class UnreachableError(ValueError, ConnectionError):
+    """No Ray cluster answers at this address; Ray's own error is a ``ConnectionError``."""
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """:raises ValueError: if ``value`` is not a whole number of at least ``least``"""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

@@ -11,6 +11,32 @@ from torch._utils import _flatten_dense_tensors
 
 KERNELS = {th.optim.Adam: th._fused_adam_, th.optim.AdamW: th._fused_adamw_}
 
+Gradients = list[list[th.Tensor | None]]
+"""For each optimizer the gradient of each of its parameters; None: it has none."""
+
+
+class Step(NamedTuple):
+    """A :func:`guarded_step` that was taken."""
+
+    optimizers: Sequence[th.optim.Optimizer]
+    gradients: Gradients
+    """as they were applied: clipped"""
+
+
+_recorded: list[Step] | None = None
+
+
+@contextmanager
+def recorded_steps() -> Iterator[list[Step]]:
+    """Keep the gradients of every :func:`guarded_step` inside, in order, so that :func:`step_along` can take the same steps
+    somewhere else."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
 
 @contextmanager
 def frozen(parameters: Iterable[th.nn.Parameter]) -> Iterator[None]:
@@ -49,19 +75,31 @@ def guarded_step(
     # backward(), not torch.autograd.grad: that one's gradients have strides of their own for weight matrices, which
     # the fused CPU kernels of torch 2.13 silently take for the parameters'.
     loss.backward()
-    trained = [[p for group in o.param_groups for p in group["params"] if p.grad is not None] for o in optimizers]
-    with th.no_grad():
-        return _guarded(loss, optimizers, trained, max_grad_norm, after)
+    if _recorded is not None:  # clipping, below, is in place
+        _recorded.append(Step(optimizers, [[p.grad for p in _parameters(optimizer)] for optimizer in optimizers]))
+    return _guarded(loss, optimizers, max_grad_norm, after)
 
 
-def _guarded(
-    loss: th.Tensor,
-    optimizers: Sequence[th.optim.Optimizer],
-    trained: list[list[th.Tensor]],
-    max_grad_norm: float | None,
-    after: th.Tensor | None,
+def step_along(
+    optimizers: Sequence[th.optim.Optimizer], gradients: Gradients, after: th.Tensor | None = None
 ) -> tuple[list[th.Tensor], th.Tensor]:
-    """The step itself, with the gradients of each optimizer's ``trained`` parameters."""
+    """The step that :func:`guarded_step` takes, with gradients that were computed somewhere else and clipped there."""
+    for optimizer, part in zip(optimizers, gradients, strict=True):
+        for parameter, gradient in zip(_parameters(optimizer), part, strict=True):
+            parameter.grad = gradient
+    return _guarded(th.zeros(()), optimizers, None, after)
+
+
+def _parameters(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@th.no_grad()
+def _guarded(
+    loss: th.Tensor, optimizers: Sequence[th.optim.Optimizer], max_grad_norm: float | None, after: th.Tensor | None
+) -> tuple[list[th.Tensor], th.Tensor]:
+    """The step itself, with the gradients that the parameters have."""
+    trained = [[parameter for parameter in _parameters(optimizer) if parameter.grad is not None] for optimizer in optimizers]
     gradients = [[p.grad for p in parameters if p.grad is not None] for parameters in trained]
     norms = [_norm(part) for part in gradients]
     # Zero times what is not finite is NaN, which differs from zero: two kernels, where isfinite takes four.

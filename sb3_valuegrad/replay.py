@@ -1,5 +1,6 @@
 """Replay: one packed row a transition, and minibatches that serve critic, actor and world model."""
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +103,14 @@ class PackedReplayBuffer(ReplayBuffer):
         return None
 
 
+class BatchSource(ABC):
+    """In the place of a replay buffer whose experience is kept somewhere else: it hands out whole minibatches."""
+
+    @abstractmethod
+    def batch(self, batch_size: int) -> Batch:
+        """What :func:`sample_batch` draws where the experience is."""
+
+
 def _as_view(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Columns of the rows as observations; a shape that is not flat needs strides of its own, never a copy."""
     if columns.shape == shape:
@@ -112,16 +121,18 @@ def _as_view(columns: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sample_batch(
-    buffer: ReplayBuffer, batch_size: int, flat: FlatObservations, held_out: float, env: VecNormalize | None
+    buffer: ReplayBuffer | BatchSource, batch_size: int, flat: FlatObservations, held_out: float, env: VecNormalize | None
 ) -> Batch:
     """Draw a minibatch from whatever replay buffer there is.
 
-    :param buffer: SB3's, one of its subclasses, or ours
+    :param buffer: SB3's, one of its subclasses, or ours; or what stands for one
     :param batch_size: N
     :param flat: flattens observations for the world model
     :param held_out: share of the buffer that is kept from the world model's fit
     :param env: normalises observations and rewards, if there is one
     """
+    if isinstance(buffer, BatchSource):
+        return buffer.batch(batch_size)
     if draws_its_own_way(buffer):
         samples = buffer.sample(batch_size, env=env)
         return _batch(samples, _transitions(samples, flat, None))

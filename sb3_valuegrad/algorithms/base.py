@@ -69,6 +69,8 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
 
     # SAC halves the critics' squared errors, DDPG and TD3 do not.
     critic_loss_scale: ClassVar[float] = 1.0
+    # What an update reads and writes beside networks and optimizers, and what is saved with them.
+    update_memory: ClassVar[tuple[str, ...]] = ()
     # What keeps the experience where nothing else is asked for and observations are a Box.
     buffer_class: ClassVar[type[PackedReplayBuffer]] = PackedReplayBuffer
 
@@ -356,7 +358,7 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
         loss, logged = self._critic_loss(batch)
         norm, withheld = self._update_with_model(batch, loss, self.critic.optimizer, losses)
         append(losses, {**logged, "critic_loss": loss, "critic_grad_norm": norm})
-        if self._n_updates % self.policy_delay == 0:
+        if self._is_policys_turn():
             if self._learns_policy_in_step():
                 append(losses, self._update_actor(lambda: self._actor_loss(batch), after=withheld))
             self._update_targets()
@@ -369,6 +371,10 @@ class ValueGradientAlgorithm(ModelBasedAlgorithm):
             batch = self._sample(batch_size)
             self._reused = batch._replace(targets=self._critic_target(batch))
         return self._reused
+
+    def _is_policys_turn(self) -> bool:
+        """Whether this update is one of policy and targets, too."""
+        return self._n_updates % self.policy_delay == 0
 
     def _update_actor(
         self, loss_of: Callable[[], tuple[th.Tensor | None, dict[str, th.Tensor]]], after: th.Tensor | None = None

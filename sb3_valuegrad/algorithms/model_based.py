@@ -16,7 +16,7 @@ from sb3_valuegrad.held_out import BLOCK, held_out_segments, stored_transitions
 from sb3_valuegrad.observations import FlatObservations
 from sb3_valuegrad.policies import ValueGradientPolicy
 from sb3_valuegrad.replay import Batch, sample_batch
-from sb3_valuegrad.world_models import WorldModel
+from sb3_valuegrad.world_models import Transitions, WorldModel
 from sb3_valuegrad.world_models.fitting import fit
 
 Losses = dict[str, list[th.Tensor]]
@@ -116,11 +116,15 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
         env, held_out = self._vec_normalize_env, self.model_validation_fraction
         return sample_batch(self.replay_buffer, batch_size, self._flat, held_out, env)
 
-    def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
-        with th.no_grad():
-            self.world_model.observe(batch.transitions)
-            self.world_model.updates.add_(1)  # += would also register the buffer anew
+    @th.no_grad()
+    def _observe(self, data: Transitions) -> None:
+        """What the world model notes of rows before it learns from them."""
+        self.world_model.observe(data)
+        self.world_model.updates.add_(1)  # += would also register the buffer anew
         self._n_model_updates += 1
+
+    def _model_losses(self, batch: Batch) -> dict[str, th.Tensor]:
+        self._observe(batch.transitions)
         parts = self.world_model.losses(batch.transitions)
         first, *others = parts.values()
         return {**parts, "model_loss": sum(others, start=first)}
@@ -150,16 +154,23 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
             append(losses, self._update_model(self._sample(len(batch.actions))))
         return norm, withheld
 
+    def _is_fit_due(self) -> bool:
+        """Whether the world model learns before the next update: to convergence, or before its first use."""
+        if not self._may_fit():
+            return False
+        if self.model_fit_freq is None:
+            return self._n_model_updates == 0
+        return self._last_fit is None or self.num_timesteps - self._last_fit >= self.model_fit_freq
+
     def _prepare_model(self, batch_size: int, losses: Losses) -> None:
         """Before the updates: a fit that is due, or, before its first use, one update for each step that is stored."""
-        if not self._may_fit():
+        if not self._is_fit_due():
             return
         if self.model_fit_freq is not None:
-            if self._last_fit is None or self.num_timesteps - self._last_fit >= self.model_fit_freq:
-                self._last_fit = self.num_timesteps
-                self._fit_model(losses)
-                self._on_model_fit()
-        elif self._n_model_updates == 0:
+            self._last_fit = self.num_timesteps
+            self._fit_model(losses)
+            self._on_model_fit()
+        else:
             for _ in range(self.replay_buffer.size() * self.model_gradient_steps):
                 self._update_model(self._sample(batch_size))
 

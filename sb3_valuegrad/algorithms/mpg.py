@@ -42,6 +42,7 @@ class MPG(DeterministicValueGradient):
     """
 
     derived_arguments = ("horizon",)
+    update_memory = ("_errors", "_measured_at")
 
     def __init__(
         self,
