@@ -400,6 +400,8 @@ MVE_TASKS = [f"{task}{seen}" for task in ("HalfCheetah", "Swimmer", "Walker2d") 
 MAAC_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Ant"]
 MBPO_TASKS = [*MAAC_TASKS, "Humanoid", "InvertedPendulum"]
 SVG_TASKS = ["HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Reacher"]
+SVG_PAPER_TASKS = ["CartPoleSwingUp", "CartPoleBalance", "Swimmer3", "Swimmer5", "Swimmer7", "Reacher4Targets",
+                   "ReacherMovingTarget", "Monoped"]  # fmt: skip
 MPG_TASKS = ["PathTracking", "InvertedPendulumExplicit"]
 SMALL_TASKS = ["InvertedPendulum", "Pendulum"]
 TASKS = {
@@ -408,7 +410,7 @@ TASKS = {
     **{"maac": [*MAAC_TASKS, *SMALL_TASKS], "paper/maac": MAAC_TASKS},
     **{"mbpo": [*MBPO_TASKS, "Pendulum"], "paper/mbpo": MBPO_TASKS},
     **{"mpg": [*MAAC_TASKS, *SMALL_TASKS, *MPG_TASKS], "paper/mpg": MPG_TASKS},
-    **{"svg": [*SVG_TASKS, *SMALL_TASKS], "paper/svg": SVG_TASKS},
+    **{"svg": [*SVG_TASKS, *SMALL_TASKS, *SVG_PAPER_TASKS], "paper/svg": [*SVG_TASKS, *SVG_PAPER_TASKS]},
 }
 
 
@@ -421,7 +423,12 @@ def entries(file: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("file", TASKS)
 def test_yaml_entries_are_arguments(file: str) -> None:
     found = entries(file)
-    only = {"Pendulum": ["v1"], "PathTracking": ["v0"], "InvertedPendulumExplicit": ["v5"]}
+    only = {
+        "Pendulum": ["v1"],
+        "PathTracking": ["v0"],
+        "InvertedPendulumExplicit": ["v5"],
+        **dict.fromkeys(SVG_PAPER_TASKS, ["v0"]),
+    }
     versions = {task: only.get(task, ["v4", "v5"]) for task in TASKS[file]}
     assert set(found) == {"default", *(f"{task}-{version}" for task, of_task in versions.items() for version in of_task)}
     models: dict[str, Any] = {}
