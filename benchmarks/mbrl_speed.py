@@ -1,6 +1,6 @@
 """Our ensemble and our MBPO beside mbrl-lib 0.2.0's, at equal sizes, in turns, on one thread.
 
-    python benchmarks/mbrl_speed.py --embed README.md            # the table, and results/mbrl_speed.csv
+    python benchmarks/mbrl_speed.py --embed docs/results.md      # the table, and results/mbrl_speed.csv
     python benchmarks/mbrl_speed.py --repeats 1 --updates 250    # a quick look
 
 Equal are: HalfCheetah's data and sizes, 7 networks of 4 x 200 SiLU units that predict state change and reward (no

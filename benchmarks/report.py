@@ -10,6 +10,7 @@ mean (the mean of the middle half, Agarwal et al. 2021) with a 95% bootstrap con
 
 import argparse
 import csv
+import os
 import shlex
 import sys
 from collections import defaultdict
@@ -176,7 +177,8 @@ def embed(page: Path, study: str, text: str) -> None:
     before, found, rest = page.read_text().partition(start)
     if not found or end not in rest:
         raise SystemExit(f"{page} has no {start} ... {end} to fill")
-    text = text.replace(f"]({study}.png)", f"](benchmarks/results/{study}.png)")
+    folder = os.path.relpath(RESULTS, page.resolve().parent)
+    text = text.replace(f"]({study}.png)", f"]({folder}/{study}.png)")
     page.write_text(f"{before}{start}\n{text.strip()}\n{end}{rest.partition(end)[2]}")
 
 

@@ -427,7 +427,7 @@ def test_yaml_entries_are_arguments(file: str) -> None:
         "Pendulum": ["v1"],
         "PathTracking": ["v0"],
         "InvertedPendulumExplicit": ["v5"],
-        **dict.fromkeys(SVG_PAPER_TASKS, ["v0"]),
+        **{task: ["v0"] for task in SVG_PAPER_TASKS},
     }
     versions = {task: only.get(task, ["v4", "v5"]) for task in TASKS[file]}
     assert set(found) == {"default", *(f"{task}-{version}" for task, of_task in versions.items() for version in of_task)}
