@@ -31,7 +31,9 @@ from torch import nn
 import sb3_valuegrad.envs  # noqa: F401 (registers the task)
 from sb3_valuegrad import MPG
 from sb3_valuegrad.distributed import learn
+from sb3_valuegrad.envs.priors import PRIORS
 
+ENV = "PathTracking-v0"
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("sample", "transfer", "gradient", "apply", "publish")
 MOST_LEARNERS = 64
@@ -41,17 +43,11 @@ AIM = 1.6
 
 def build(seed: int) -> MPG:
     """The paper's MPG-v2 (Table VI), with experience to learn from."""
-    prior = dict(
-        transition_fn="sb3_valuegrad.envs.priors:vehicle_step",
-        reward_fn="sb3_valuegrad.envs.priors:vehicle_reward",
-        noise_mean=[0.0, 0.0, 0.0, 0.5, 0.0, 0.0],
-        noise_std=[0.0, 0.0, 0.0, 0.01, 0.0, 0.0],
-    )
     networks: dict[str, Any] = dict(net_arch=[256, 256], activation_fn=nn.ELU, n_critics=2, layer_norm=False)
     kwargs: dict[str, Any] = dict(horizons=(0, 25), min_weight=0.0, gamma=0.98, max_grad_norm=3.0, target_policy_noise=0.0)
     kwargs |= dict(batch_size=256, buffer_size=100_000, learning_starts=1000, gradient_steps=0, seed=seed, device="cpu")
-    networks |= dict(world_model_class="analytic", world_model_kwargs=prior)
-    model = MPG("MlpPolicy", "PathTracking-v0", policy_kwargs=networks, **kwargs)
+    networks |= dict(world_model_class="analytic", world_model_kwargs=PRIORS[ENV])
+    model = MPG("MlpPolicy", ENV, policy_kwargs=networks, **kwargs)
     model.learn(1500)
     model.gradient_steps = 1
     model.train(WARM_UP, model.batch_size)

@@ -22,7 +22,7 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise")
 LARGE = 2**22  # multiplications
 
-# PyTorch's tanh of float32 takes ten times as long on a processor as its sigmoid, which is worth a few kernels more.
+# PyTorch's tanh of float32 takes many times as long on a processor as its sigmoid, which is worth a few kernels more.
 MANY = 2**13  # numbers
 
 

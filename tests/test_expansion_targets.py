@@ -132,13 +132,18 @@ def test_steve_target(estimator: str, horizon: int) -> None:
         th.testing.assert_close(agent._next_value(batch)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
+def with_steve(algorithm: Any, target_horizon: int) -> Any:
+    """Of either family, with an ensemble."""
+    settings = {**QUIET, "target_estimator": "steve", "target_horizon": target_horizon, "policy_kwargs": ENSEMBLE}
+    settings = settings if algorithm is DVPG else {**REAL_ONLY, **settings, "horizon": 0}
+    settings.pop("target_policy_noise" if algorithm is MAAC else "", None)
+    return with_model(algorithm, **settings)
+
+
 @pytest.mark.parametrize("algorithm", [DVPG, MAAC])
 def test_steve_asks_policy_and_critics_once_about_the_state_that_is_given(algorithm: Any) -> None:
     """All members start there: no more can be learned of it. A stochastic policy's one action serves them all, too."""
-    settings = {**QUIET, "target_estimator": "steve", "target_horizon": 2, "policy_kwargs": ENSEMBLE}
-    settings = settings if algorithm is DVPG else {**REAL_ONLY, **settings, "horizon": 0}
-    settings.pop("target_policy_noise" if algorithm is MAAC else "", None)
-    agent = with_model(algorithm, **settings)
+    agent = with_steve(algorithm, target_horizon=2)
     seen: dict[str, list[th.Tensor]] = {"policy": [], "values": []}
     evaluation = agent._evaluation()
 
@@ -161,10 +166,7 @@ def test_steve_asks_policy_and_critics_once_about_the_state_that_is_given(algori
 @pytest.mark.parametrize("algorithm", [DVPG, MAAC])
 def test_steve_without_a_horizon_is_the_one_step_target(algorithm: Any) -> None:
     """Clipped double Q, and with it SAC's and TD3's own."""
-    settings = {**QUIET, "target_estimator": "steve", "target_horizon": 0, "policy_kwargs": ENSEMBLE}
-    settings = settings if algorithm is DVPG else {**REAL_ONLY, **settings, "horizon": 0}
-    settings.pop("target_policy_noise" if algorithm is MAAC else "", None)
-    agent = with_model(algorithm, **settings)
+    agent = with_steve(algorithm, target_horizon=0)
     batch = draw(agent)
     values = []
     for estimator in ("steve", "td"):

@@ -26,7 +26,7 @@ class Task:
     steps: int = 0
     """of each environment, where they are collected or stored"""
     data: Any = None
-    """the numbers of updates and the buffer they learn from; where the experience is; when it was asked"""
+    """the numbers of updates and the buffer they learn from; where the experience is"""
 
 
 class Processes:

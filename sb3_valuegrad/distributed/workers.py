@@ -316,7 +316,7 @@ class Learner(Worker):
     def _take_imagined(self, imagined: Any) -> None:
         if imagined is not None and imagined[0] != self.imagined:
             self.imagined = imagined[0]
-            self.model.imagined.load_state_dict(unpacked(ray.get(imagined[1])))  # type: ignore[attr-defined]
+            self.model.imagined.load_state_dict(unpacked(ray.get(imagined[1], timeout=self.blueprint.timeout)))  # type: ignore[attr-defined]
 
     def prepare(self, now: Now, *contents: dict[str, np.ndarray]) -> "Prepared":
         """The world model's fit, to all experience, and what follows from it; by value.

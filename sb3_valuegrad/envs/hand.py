@@ -7,6 +7,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_valuegrad.envs.distances import distance
+
 # The paper gives the time step, the length and the form of the reward; the other numbers are ours. The ball swings 1.6 times
 # in an episode. With a spring of 20 N/m it swung seven times: to time its last swing a policy must turn round every 0.7 s, and
 # even with the true model the policies learned to stand between origin and target, where the sum of the distances is flat.
@@ -86,7 +88,7 @@ class HandEnv(gym.Env):
 
 def hand_reward(obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
     """Eq. 15 as a torch function, ``reward_fn`` of the learned world models: (N, 9), (N, 2), (N, 9) to (N,)."""
-    missed = _length(next_obs[:, SEEN.hand]) + _length(next_obs[:, SEEN.ball] - next_obs[:, SEEN.target])
+    missed = distance(next_obs[:, SEEN.hand]) + distance(next_obs[:, SEEN.ball] - next_obs[:, SEEN.target])
     return th.where(_is_last(next_obs), FINAL_WEIGHT * missed, ACTION_WEIGHT * actions.square().sum(1))
 
 
@@ -98,8 +100,3 @@ def hand_is_over(obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> th.
 def _is_last(next_obs: th.Tensor) -> th.Tensor:
     """Whether a step ends at time 1: within half a step of a thousand it cannot be another. (N,)"""
     return next_obs[:, SEEN.time].squeeze(1) > 1 - 0.5 / STEPS
-
-
-def _length(rows: th.Tensor) -> th.Tensor:
-    """Euclidean; smooth at zero, where a root has no gradient."""
-    return (rows.square().sum(1) + 1e-12).sqrt()

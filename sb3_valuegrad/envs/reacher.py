@@ -8,6 +8,7 @@ import torch as th
 from gymnasium.spaces import Box
 from gymnasium.utils import EzPickle
 
+from sb3_valuegrad.envs.distances import distance
 from sb3_valuegrad.envs.edited_model import EditedModelEnv, find
 
 # The paper gives the numbers of states and actions, the walls, and how targets are drawn. Links, motors and the weight of the
@@ -90,11 +91,11 @@ class ReacherTargetsEnv(EditedModelEnv, EzPickle):
         self._move_target()
         self.do_simulation(action, self.frame_skip)
         obs = self._observe()
-        distance = float(np.linalg.norm(_joints(obs[:3])[-1] - obs[6:]))
+        missed = float(np.linalg.norm(_joints(obs[:3])[-1] - obs[6:]))
         if self.render_mode == "human":
             self.render()
-        reward = DISTANCE_WEIGHT * distance + ACTION_WEIGHT * action @ action
-        return obs, float(reward), False, False, {"distance": distance}
+        reward = DISTANCE_WEIGHT * missed + ACTION_WEIGHT * action @ action
+        return obs, float(reward), False, False, {"distance": missed}
 
     def _move_target(self) -> None:
         """Uniform motion, reflected at the walls."""
@@ -117,6 +118,4 @@ def reacher_reward(obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> t
     """The reward as a torch function, ``reward_fn`` of the learned world models: (N, 8), (N, 3), (N, 8) to (N,)."""
     directions, lengths = next_obs[:, :3].cumsum(1), th.as_tensor(LINKS).to(next_obs)
     fingertip = th.stack([directions.cos() @ lengths, directions.sin() @ lengths], dim=1)
-    # Smooth at zero, where a root has no gradient.
-    distance = ((fingertip - next_obs[:, 6:]).square().sum(1) + 1e-12).sqrt()
-    return DISTANCE_WEIGHT * distance + ACTION_WEIGHT * actions.square().sum(1)
+    return DISTANCE_WEIGHT * distance(fingertip - next_obs[:, 6:]) + ACTION_WEIGHT * actions.square().sum(1)
