@@ -28,25 +28,18 @@ from report import embed
 from stable_baselines3 import DDPG, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
+from studies import zoo
 from torch import nn
 
 import sb3_valuegrad.envs  # noqa: F401 (registers Hand-v0)
 from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, SVG
 from sb3_valuegrad.envs.hand import hand_is_over, hand_reward
 from sb3_valuegrad.gradients import frozen
+from sb3_valuegrad.layers import _is_intels
 from sb3_valuegrad.trajectories import Windows
 
 RESULTS = Path(__file__).parent / "results"
 ENV = "HalfCheetah-v5"
-PAPER_MODEL = dict(
-    net_arch=[64, 64],
-    activation_fn=nn.ReLU,
-    share_network=False,
-    normalize=False,
-    predict_change=False,
-    weight_decay=1e-4,
-    termination="none",
-)
 # network units, batch size, horizon -> the most that an update may cost (issue 2)
 LIMITS = {
     (64, 128, 1): 1.1,
@@ -89,11 +82,10 @@ EPISODES, EPISODE_LIMIT = (250, 500, 1000, 2000), 4
 MEMORY: list[tuple[str, str, Any]] = [("DVPG(5)", "DDPG", 1.2), ("MAAC(3)", "SAC", ""), ("MBPO", "SAC", "")]
 
 
-def paper_preset(units: int) -> dict[str, Any]:
-    """The paper's world model beside an actor and a critic of this size; everything else as SB3's DDPG has it."""
-    networks = dict(net_arch=[units, units], activation_fn=nn.ReLU, n_critics=1, layer_norm=False)
-    networks["world_model_kwargs"] = PAPER_MODEL
-    return dict(policy_delay=1, target_policy_noise=0.0, policy_kwargs=networks)
+def paper_preset(algorithm: str, units: int, horizon: int) -> dict[str, Any]:
+    """``hyperparams/paper`` with an actor and a critic of this size; the world model's is the paper's."""
+    _, settings = zoo(algorithm, ENV, "paper/", horizon=horizon)
+    return {**settings, "policy_kwargs": {**settings["policy_kwargs"], "net_arch": [units, units]}}
 
 
 def ddpg(units: int, batch_size: int, buffer_size: int = 20_000) -> DDPG:
@@ -199,7 +191,7 @@ def alone(system: str) -> BaseAlgorithm:
     if system == "DDPG":
         return ddpg(64, 128, buffer_size=50_000)
     if system == "DVPG(5)":
-        return DVPG("MlpPolicy", ENV, horizon=5, batch_size=128, buffer_size=50_000, seed=0, device="cpu", **paper_preset(64))
+        return DVPG("MlpPolicy", ENV, buffer_size=50_000, seed=0, device="cpu", **paper_preset("DVPG", 64, 5))
     if system == "SAC":
         return SAC("MlpPolicy", ENV, buffer_size=50_000, learning_starts=1000, seed=0, device="cpu")
     ours = {"MAAC(3)": MAAC, "MBPO": MBPO}[system]
@@ -267,18 +259,14 @@ HEAD = ["system", "units", "batch", "update", "learn", "limit"]
 def dvpg_rows(repeats: int, steps: int) -> Iterator[Row]:
     for units, batch_size in ((64, 128), (256, 256)):
         reference = collect(ddpg(units, batch_size))
-        common = dict(batch_size=batch_size, buffer_size=20_000, seed=0, device="cpu")
-        systems: list[tuple[str, BaseAlgorithm, Any]] = [
-            (
-                f"DVPG({k})",
-                DVPG("MlpPolicy", ENV, horizon=k, **common, **paper_preset(units)),
-                LIMITS[units, batch_size, k],
-            )
-            for k in (1, 2, 5)
-        ]
-        systems.append(("DVG(0) = DDPG", DVG("MlpPolicy", ENV, horizon=0, **common, **paper_preset(units)), ""))
+        common = dict(buffer_size=20_000, seed=0, device="cpu")
+        systems: list[tuple[str, BaseAlgorithm, Any]] = []
+        for algorithm, k in ((DVPG, 1), (DVPG, 2), (DVPG, 5), (DVG, 0)):
+            settings = {**paper_preset(algorithm.__name__, units, k), "batch_size": batch_size}
+            name = f"DVPG({k})" if k else "DVG(0) = DDPG"
+            systems.append((name, algorithm("MlpPolicy", ENV, **common, **settings), LIMITS.get((units, batch_size, k), "")))
         if units == 256:
-            systems.append(("DVPG(1) default preset", DVPG("MlpPolicy", ENV, **common), ""))
+            systems.append(("DVPG(1) default preset", DVPG("MlpPolicy", ENV, batch_size=batch_size, **common), ""))
         for name, model, limit in systems:
             collect(model)
             update = update_ratio(model, reference, steps, repeats)
@@ -340,6 +328,7 @@ def memory() -> list[list[Any]]:
 def write(name: str, rows: list[list[Any]], command: str, page: Path | None) -> None:
     """The CSV file, the table as text, and the table in a page."""
     note = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "stable-baselines3", "numpy"))
+    note += f", processor of {'Intel' if _is_intels() else 'another maker'}"
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, [note]])
     lines = [" | ".join(map(str, row)) for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]

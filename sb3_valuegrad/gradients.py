@@ -100,17 +100,20 @@ def _guarded(
 ) -> tuple[list[th.Tensor], th.Tensor]:
     """The step itself, with the gradients that the parameters have."""
     trained = [[parameter for parameter in _parameters(optimizer) if parameter.grad is not None] for optimizer in optimizers]
-    gradients = [[p.grad for p in parameters if p.grad is not None] for parameters in trained]
+    gradients: list[list[th.Tensor]] = [[parameter.grad for parameter in parameters] for parameters in trained]  # type: ignore
     norms = [_norm(part) for part in gradients]
-    # Zero times what is not finite is NaN, which differs from zero: two kernels, where isfinite takes four.
-    withheld = (sum(norms, start=loss) * 0).ne_(0).float()
+    # What is not finite, less itself, is NaN, which differs from itself: two kernels, where isfinite takes four.
+    total = sum(norms, start=loss)
+    difference = total - total
+    withheld = difference.ne_(difference).float()
     if after is not None:
         withheld = withheld.maximum(after)
+    taken = 1 - withheld
     for optimizer, parameters, part, norm in zip(optimizers, trained, gradients, norms, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if all(group.get("fused") for group in optimizer.param_groups):
-            _fused_step(optimizer, parameters, part, withheld)
+            _fused_step(optimizer, parameters, part, withheld, taken)
         elif not withheld:
             optimizer.step()
         for parameter in parameters:
@@ -124,9 +127,13 @@ def _norm(gradients: list[th.Tensor]) -> th.Tensor:
 
 
 def _fused_step(
-    optimizer: th.optim.Optimizer, parameters: list[th.Tensor], gradients: list[th.Tensor], found_inf: th.Tensor
+    optimizer: th.optim.Optimizer,
+    parameters: list[th.Tensor],
+    gradients: list[th.Tensor],
+    found_inf: th.Tensor,
+    taken: th.Tensor,
 ) -> None:
-    """``optimizer.step()`` where ``found_inf`` is 0, nothing where it is 1.
+    """``optimizer.step()`` where ``found_inf`` is 0, nothing where it is 1; ``taken`` is what it leaves of 1.
 
     For small networks most of Adam's own ``step`` is preparation in Python. The kernel is called directly where that
     means the same; the first step, which makes the moments, is always the optimizer's own.
@@ -139,7 +146,7 @@ def _fused_step(
         del optimizer.found_inf  # type: ignore[attr-defined]
         return
     group = optimizer.param_groups[0]
-    moments.together.add_(1 - found_inf)
+    moments.together.add_(taken)
     kernel(
         parameters,
         gradients,

@@ -1,7 +1,9 @@
 """Layers without the cost of calling modules, which for small networks is as much as that of their matrix products; and
 large matrix products by the faster library."""
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch as th
@@ -17,9 +19,19 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {
 }
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 
+
+def _is_intels() -> bool:
+    """Whether the processor is Intel's."""
+    info = Path("/proc/cpuinfo")  # platform.processor() is empty on many a Linux
+    return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
+
+
 # PyTorch leaves float32 products to MKL, which uses AVX-512 on Intel's processors alone. oneDNN, also part of PyTorch, uses
-# it wherever it is: on AMD's a large product takes half the time. Its calls cost more, so small ones stay with MKL.
-HAS_ONEDNN = th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise")
+# it wherever it is: on AMD's a large product takes half the time. (On Intel's MKL is the faster one: an update of MAAC took
+# a fifth more with oneDNN.) Its calls cost more, so small products stay with MKL everywhere.
+USES_ONEDNN = (
+    th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise") and not _is_intels()
+)
 LARGE = 2**22  # multiplications
 
 # PyTorch's tanh of float32 takes many times as long on a processor as its sigmoid, which is worth a few kernels more.
@@ -29,7 +41,7 @@ MANY = 2**13  # numbers
 def is_large(multiplications: int, weight: th.Tensor) -> bool:
     """Whether oneDNN should make a product of this size with this matrix; never while something transforms or records the
     code, nor with ``torch.backends.mkldnn`` switched off."""
-    return HAS_ONEDNN and multiplications >= LARGE and th._C._get_mkldnn_enabled() and _may_be_special(weight)
+    return USES_ONEDNN and multiplications >= LARGE and th._C._get_mkldnn_enabled() and _may_be_special(weight)
 
 
 def _may_be_special(tensor: th.Tensor) -> bool:
@@ -96,8 +108,9 @@ def run_layers(network: nn.Module, inputs: th.Tensor) -> th.Tensor:
 
 def linear(inputs: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
     """``F.linear``; to the bit where the product is not large."""
-    if is_large(inputs.shape[0] * weight.numel(), weight) and inputs.dim() == 2 and inputs.dtype == weight.dtype:
-        return product(inputs, weight.t(), bias)
+    if USES_ONEDNN and inputs.dim() == 2 and inputs.dtype == weight.dtype:
+        if is_large(len(inputs) * weight.numel(), weight):
+            return product(inputs, weight.t(), bias)
     return F.linear(inputs, weight, bias)
 
 

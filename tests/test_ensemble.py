@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch as th
 from small_models import seeded
-from test_world_models import A, S, alone, data, known_end, known_reward
+from test_world_models import A, S, data, known_end, known_reward
 from tiny import PointEnv, same, snapshot, tiny
+from torch import nn
 
 from sb3_valuegrad import DVG, DVPG
 from sb3_valuegrad.gradients import frozen
 from sb3_valuegrad.rollouts import imagine
 from sb3_valuegrad.world_models import GaussianEnsemble, MlpWorldModel, Transitions, get_world_model_class
 from sb3_valuegrad.world_models.gaussian import MAX_LOG_VAR, MIN_LOG_VAR, bounded, negative_log_likelihood
+from sb3_valuegrad.world_models.networks import ParallelMlp
 
 
 def ending(rows: int, seed: int = 0) -> Transitions:
@@ -49,6 +51,16 @@ def doubles(of: Transitions) -> Transitions:
 
 
 # ---------------------------------------------------------------- against separate networks
+
+
+def alone(network: ParallelMlp, member: int) -> nn.Sequential:
+    """One member of a batch of networks as an ordinary network."""
+    layers: list[nn.Module] = []
+    for weight, bias in zip(network.weights, network.biases, strict=True):
+        linear = nn.Linear(*weight.shape[1:])
+        linear.weight.data, linear.bias.data = weight[member].t(), bias[member, 0]
+        layers += [linear, network.activation]
+    return nn.Sequential(*layers[:-1])
 
 
 @pytest.mark.parametrize(("normalize", "predict_change"), list(itertools.product([True, False], repeat=2)))

@@ -27,7 +27,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         calls.append(1)
         return forward(ctx, *args)
 
-    monkeypatch.setattr(layers, "HAS_ONEDNN", True)
+    monkeypatch.setattr(layers, "USES_ONEDNN", True)
     monkeypatch.setattr(layers, "LARGE", 0)
     monkeypatch.setattr(layers._LargeProduct, "forward", staticmethod(counted))
     yield calls

@@ -90,13 +90,18 @@ def test_value_expansions_golden() -> None:
     assert th.equal(value_expansions(rewards, alive, values, 0.5), expected)
 
 
+def assert_same(found: th.Tensor, expected: th.Tensor) -> None:
+    """Up to float64's rounding: on Intel's processors a product of fewer rows is rounded in another order."""
+    th.testing.assert_close(found, expected, rtol=1e-15, atol=1e-15)
+
+
 def test_horizons_select_rows() -> None:
     generator = th.Generator().manual_seed(3)
     rewards, alive, values = (th.rand(n, 6, generator=generator, dtype=th.float64) for n in (4, 5, 5))
     full = value_expansions(rewards, alive, values, 0.9)
     for horizons in ([0], [4], [2, 3], [0, 4], [1, 2, 4], range(5)):
         chosen = list(horizons)
-        assert th.equal(value_expansions(rewards, alive, values[chosen], 0.9, horizons), full[chosen]), chosen
+        assert_same(value_expansions(rewards, alive, values[chosen], 0.9, horizons), full[chosen])
 
 
 @pytest.mark.parametrize("horizons", [[4, 3, 2, 1, 0], [3, 0], [2, 2], [0, 0, 1, 1, 2]])
@@ -105,7 +110,7 @@ def test_horizons_in_any_order(horizons: list[int]) -> None:
     generator = th.Generator().manual_seed(3)
     rewards, alive, values = (th.rand(n, 6, generator=generator, dtype=th.float64) for n in (4, 5, 5))
     full = value_expansions(rewards, alive, values, 0.9)
-    assert th.equal(value_expansions(rewards, alive, values[horizons], 0.9, horizons), full[horizons])
+    assert_same(value_expansions(rewards, alive, values[horizons], 0.9, horizons), full[horizons])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])

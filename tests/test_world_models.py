@@ -9,7 +9,6 @@ import torch as th
 from torch import nn
 
 from sb3_valuegrad.world_models import MlpWorldModel, Transitions
-from sb3_valuegrad.world_models.networks import ParallelMlp
 from sb3_valuegrad.world_models.scaling import RunningScaler
 
 S, A, N = 3, 2, 7
@@ -88,14 +87,16 @@ def test_options(share_network: bool, normalize: bool, predict_change: bool, rew
     learned = (
         ["model_state_loss"] + ["model_reward_loss"] * (reward_fn is None) + ["model_done_loss"] * (termination == "learned")
     )
-    if not share_network:
-        assert getattr(model.network, "members", None) == len(learned)
+    assert len(model.head_networks) == (0 if share_network else len(learned) - 1)
     losses = model.losses(batch)
     assert list(losses) == learned
     assert all(loss.shape == () and th.isfinite(loss) for loss in losses.values())
     th.stack(list(losses.values())).sum().backward()
     for parameter in model.parameters():
         assert parameter.grad is not None and th.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0
+    # No output is without use: weight decay would shrink its weights to denormal numbers, with which products are slow.
+    for network in (model.network, *model.head_networks):
+        assert (network[-1].weight.grad.abs().sum(1) > 0).all()
 
     obs, actions = batch.obs.clone().requires_grad_(), batch.actions.clone().requires_grad_()
     next_obs, reward, done = model.step(obs, actions)
@@ -137,10 +138,12 @@ def test_functions_may_answer_with_booleans() -> None:
 
 def test_paper_preset() -> None:
     model = MlpWorldModel(S, A, **PAPER)
-    network: Any = model.network
-    # Transition and reward, each S + A -> 64 -> 64 -> its output; of the reward's outputs the first counts.
-    assert [tuple(weight.shape) for weight in network.weights] == [(2, S + A, 64), (2, 64, 64), (2, 64, S)]
-    assert isinstance(network.activation, nn.ReLU)
+    (reward_network,) = model.head_networks
+    for network, outputs in ((model.network, S), (cast(nn.Sequential, reward_network), 1)):
+        kinds = [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+        assert [type(layer) for layer in network] == kinds
+        sizes = [(64, S + A), (64, 64), (outputs, 64)]
+        assert [tuple(layer.weight.shape) for layer in network if isinstance(layer, nn.Linear)] == sizes
     group: Any = model.parameter_groups()[0]
     assert group["weight_decay"] == 1e-4 and len(group["params"]) == len(list(model.parameters()))
     batch = data(N)
@@ -150,29 +153,20 @@ def test_paper_preset() -> None:
     th.testing.assert_close(losses["model_state_loss"], (next_obs - batch.next_obs).square().sum() / N)
     th.testing.assert_close(losses["model_reward_loss"], (rewards - batch.rewards).square().sum() / N)
     assert (done == 0).all()
-    transition, reward = (alone(network, member)(th.cat([batch.obs, batch.actions], dim=1)) for member in range(2))
-    th.testing.assert_close(next_obs, transition)
-    th.testing.assert_close(rewards, reward[:, 0])
-
-
-def alone(network: ParallelMlp, member: int) -> nn.Sequential:
-    """One member of a batch of networks as an ordinary network."""
-    layers: list[nn.Module] = []
-    for weight, bias in zip(network.weights, network.biases, strict=True):
-        linear = nn.Linear(*weight.shape[1:])
-        linear.weight.data, linear.bias.data = weight[member].t(), bias[member, 0]
-        layers += [linear, network.activation]
-    return nn.Sequential(*layers[:-1])
+    inputs = th.cat([batch.obs, batch.actions], dim=1)
+    th.testing.assert_close(next_obs, model.network(inputs))
+    th.testing.assert_close(rewards, reward_network(inputs)[:, 0])
 
 
 def test_separate_networks_do_not_share_gradient() -> None:
     """The reward's loss leaves the transition's network alone, and the other way round."""
     model = MlpWorldModel(S, A, **PAPER)
     losses = model.losses(data(N))
-    weight = cast(ParallelMlp, model.network).weights[0]
-    for name, member in (("model_state_loss", 0), ("model_reward_loss", 1)):
-        (gradient,) = th.autograd.grad(losses[name], [weight], retain_graph=True)
-        assert gradient[member].abs().sum() > 0 and gradient[1 - member].abs().sum() == 0
+    networks = {"model_state_loss": model.network, "model_reward_loss": model.head_networks}
+    for name, loss in losses.items():
+        gradients = th.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+        reached = {id(p) for p, gradient in zip(model.parameters(), gradients, strict=True) if gradient is not None}
+        assert reached == {id(parameter) for parameter in networks[name].parameters()}
 
 
 # ---------------------------------------------------------------- scaling

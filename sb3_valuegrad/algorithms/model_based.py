@@ -104,9 +104,9 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
         return self._n_model_updates > 0 or not self.world_model.is_learned
 
     def _may_fit(self) -> bool:
-        if self._n_model_updates > 0:  # then it is learned; to ask would walk over its parameters, every update
-            return self._needs_model()
-        return self.num_timesteps > self.model_learning_starts and self.world_model.is_learned and self._needs_model()
+        if not self.world_model.is_learned or not self._needs_model():
+            return False
+        return self._n_model_updates > 0 or self.num_timesteps > self.model_learning_starts
 
     def _trains_model(self) -> bool:
         """Whether the model learns in step with the critic."""

@@ -1,6 +1,7 @@
 """The interface of every world model: ``s', r, done = f(s, a)``, differentiable, on flat vectors."""
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch as th
@@ -72,9 +73,9 @@ class WorldModel(nn.Module, ABC):
         # How often the model was fitted goes where its parameters go: an untrained one must not be trusted.
         self.register_buffer("updates", th.zeros(()))
 
-    @property
+    @cached_property
     def is_learned(self) -> bool:
-        """Whether there is anything to fit."""
+        """Whether there is anything to fit. Asked once, as it walks over the network, and the policy asks in every update."""
         return any(True for _ in self.parameters())
 
     @abstractmethod

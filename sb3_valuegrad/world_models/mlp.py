@@ -7,7 +7,6 @@ from torch import nn
 from sb3_valuegrad.layers import run_layers, squared_error
 from sb3_valuegrad.world_models.base import Transitions
 from sb3_valuegrad.world_models.learned import LearnedWorldModel, OutcomeFunction
-from sb3_valuegrad.world_models.networks import ParallelMlp
 
 
 class MlpWorldModel(LearnedWorldModel):
@@ -48,34 +47,42 @@ class MlpWorldModel(LearnedWorldModel):
         termination: str | OutcomeFunction = "learned",
     ):
         super().__init__(obs_dim, action_dim, normalize, predict_change, weight_decay, reward_fn, termination)
-        extra_heads = self.extra_heads
         self.share_network = share_network
-        self.network: nn.Module
-        if share_network:
-            self.network = nn.Sequential(
-                *create_mlp(obs_dim + action_dim, obs_dim + extra_heads, list(net_arch), activation_fn)
-            )
-        else:
-            # Of the reward's and the termination's networks only the first output counts.
-            self.network = ParallelMlp(1 + extra_heads, obs_dim + action_dim, obs_dim, net_arch, activation_fn)
+        inputs, outputs = obs_dim + action_dim, obs_dim + (self.extra_heads if share_network else 0)
+        self.network = nn.Sequential(*create_mlp(inputs, outputs, list(net_arch), activation_fn))
+        # What else is learned, where it has networks of its own: reward, termination, in this order.
+        self.head_networks = nn.ModuleList(
+            nn.Sequential(*create_mlp(inputs, 1, list(net_arch), activation_fn))
+            for _ in range(0 if share_network else self.extra_heads)
+        )
 
-    def _heads(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Raw outputs: for the state (N, S), and for what else is learned (reward, termination, in this order) (N, E)."""
-        output = run_layers(self.network, inputs) if self.share_network else self.network(inputs)
-        if self.share_network:
-            # One split: its gradient is one concatenation, that of two slices two blocks of zeros and a sum.
-            state, others = output.split([self.obs_dim, output.shape[1] - self.obs_dim], dim=1)
-            return state, others
-        # Unbound, not indexed: its gradient is one stack, that of an index a block of zeros and a sum.
-        state, *others = output.unbind()
-        if not others:
-            return state, output.new_empty(len(state), 0)
-        return state, others[0][:, :1] if len(others) == 1 else th.stack([other[:, 0] for other in others], dim=1)
+    def _outputs(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """Raw outputs for the state (N, S) and of the other heads (N, E); None: these have networks of their own."""
+        output = run_layers(self.network, inputs)
+        if not self.share_network:
+            return output, None
+        # One split: its gradient is one concatenation, that of two slices two blocks of zeros and a sum.
+        state, others = output.split([self.obs_dim, self.extra_heads], dim=1)
+        return state, others
+
+    def _own_heads(self, inputs: th.Tensor) -> th.Tensor:
+        """Raw outputs of the heads that have networks of their own, (N, E)."""
+        heads = [run_layers(network, inputs) for network in self.head_networks]
+        return heads[0] if len(heads) == 1 else th.cat(heads, dim=1)
 
     def transition(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-        """Next states (N, S), and the raw outputs of the other heads (N, E)."""
-        output, others = self._heads(self._inputs(obs, actions))
+        """Next states (N, S), and the raw outputs of the other heads (N, E); None: :meth:`outcome` evaluates their networks,
+        for all steps of a rollout at once."""
+        output, others = self._outputs(self._inputs(obs, actions))
         return self._next_obs(obs, output), others
+
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """Rewards (M,) and chances of termination (M,); None for these while no termination was seen."""
+        if len(self.head_networks):
+            hint = self._own_heads(self._inputs(obs, actions))
+        return super().outcome(obs, actions, next_obs, hint)
 
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """Squared errors of state and reward (in scaled units where scaled), balanced cross-entropy of termination.
@@ -83,11 +90,14 @@ class MlpWorldModel(LearnedWorldModel):
         DVPG, App. C: ``sum_j ||T(s_j, a_j) - s_{j+1}||^2 / n`` and ``sum_j (r(s_j, a_j) - r_j)^2 / n``; scaled targets
         are averaged over the state's dimensions, so that the loss does not grow with them.
         """
-        output, others = self._heads(self._inputs(data.obs, data.actions))
+        inputs = self._inputs(data.obs, data.actions)
+        output, others = self._outputs(inputs)
         state_target, reward_target = self._targets(data)
         scale = 1 / self.obs_dim if self.normalize else 1.0
         losses = {"model_state_loss": _squared_error(output, state_target, data.weights, scale)}
-        heads = others.unbind(1)  # its gradient is one stack, that of an index a block of zeros
+        if len(self.head_networks):
+            others = self._own_heads(inputs)
+        heads = () if others is None else others.unbind(1)  # its gradient is one stack, that of an index a block of zeros
         if self.learns_reward:
             losses["model_reward_loss"] = _squared_error(heads[0], reward_target, data.weights)
         if self.learns_termination:
