@@ -77,7 +77,7 @@ def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
 def mixed_policy_gradient(env: str, **rates: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     """The six algorithms of the MPG paper's Table I with equal networks, rates and buffer (Table VI). TD3 and SAC are ours
     without a horizon, which are SB3's with a learning rate for the critic alone. n-step targets are from the replay buffer;
-    "on-policy", the simulator's under the current policy, as in the paper.
+    "on-policy", the simulator's under the current policy, as all n-step algorithms of the paper have them.
 
     :param rates: learning rates in the place of Table VI's
     """
@@ -95,7 +95,9 @@ def mixed_policy_gradient(env: str, **rates: Any) -> dict[str, tuple[str, dict[s
         "MPG-v2": ("MPG", mpg),
         "MPG-v2, measured weights": ("MPG", {**mpg, "weighting": "variance"}),
         "n-step DPG": ("DVG", {**shared, **one_critic, "horizon": 0}),
+        "n-step DPG, on-policy": ("DVG", {**shared, **on_policy, "horizon": 0}),
         "n-step ADP": ("DVG", {**shared, **one_critic, "horizon": 25, "gradient_path": "all-actions"}),
+        "n-step ADP, on-policy": ("DVG", {**shared, **on_policy, "horizon": 25, "gradient_path": "all-actions"}),
         "TD3": ("DVG", {**shared, "horizon": 0, "target_policy_noise": 0.1}),
         "SAC": ("MAAC", {**of_sac, **plain_sac, "horizon": 0, "ent_coef": 0.03}),
     }
