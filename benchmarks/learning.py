@@ -42,6 +42,7 @@ def revision() -> str:
 def run_one(study_name: str, system: str, seed: int) -> None:
     """Train one system with one seed in this process."""
     import gymnasium as gym
+    import numpy as np
     import torch as th
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -56,29 +57,36 @@ def run_one(study_name: str, system: str, seed: int) -> None:
 
     class Evaluate(BaseCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps % study.eval_freq:
+            step = self.num_timesteps // study.n_envs
+            if step % study.eval_freq:
                 return True
+            observations: list[Any] = []
             eval_env.reset(seed=10_000)
             returns, lengths = evaluate_policy(
-                self.model, eval_env, study.eval_episodes, deterministic=True, return_episode_rewards=True
+                self.model,
+                eval_env,
+                study.eval_episodes,
+                deterministic=True,
+                return_episode_rewards=True,
+                callback=(lambda local, _: observations.append(local["new_observations"][0])) if study.errors else None,
             )
-            mean = sum(returns) / len(returns)
-            spread = (sum((value - mean) ** 2 for value in returns) / len(returns)) ** 0.5
-            row: list[Any] = [
-                system,
-                seed,
-                self.num_timesteps,
-                round(mean, 2),
-                round(spread, 2),
-                round(min(returns), 2),
-            ]
-            row += [sum(lengths) / len(lengths), round((time.monotonic() - started) / 3600, 4), note]
+            mean, spread = np.mean(returns), np.std(returns)
+            hours = round((time.monotonic() - started) / 3600, 4)
+            row = [system, seed, step, round(mean, 2), round(spread, 2), round(min(returns), 2), np.mean(lengths), hours, note]
             append(path, row)
-            print(f"{study_name} {system} seed {seed} step {self.num_timesteps}: {mean:.4g}", flush=True)
-            return self.num_timesteps < study.last_evaluation
+            if study.errors:
+                squares = np.square(np.array(observations)[:, list(study.errors.values())])
+                append(errors_path(study_name), [system, seed, step, *np.sqrt(squares.mean(0)).round(5), note])
+            print(f"{study_name} {system} seed {seed} step {step}: {mean:.4g}", flush=True)
+            return step < study.last_evaluation
 
     model = make_model(study, system, seed)
-    model.learn(study.steps, callback=Evaluate(), log_interval=None)
+    model.learn(study.steps * study.n_envs, callback=Evaluate(), log_interval=None)
+
+
+def errors_path(study_name: str) -> Path:
+    """Where a study's errors are kept, beside its returns."""
+    return RESULTS / f"{study_name}-errors.csv"
 
 
 def append(path: Path, row: list[Any]) -> None:
@@ -88,19 +96,35 @@ def append(path: Path, row: list[Any]) -> None:
 
 
 def finished(study_name: str, study: Study) -> set[tuple[str, int]]:
-    """The runs that reached the study's last step; the rows of those that did not are dropped from the file."""
+    """The runs that reached the study's last step; the rows of those that did not are dropped from its files."""
     path = RESULTS / f"{study_name}.csv"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(",".join(FIELDS) + "\n")
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    done = {(row["system"], int(row["seed"])) for row in rows if int(row["step"]) >= study.last_evaluation}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(row for row in rows if (row["system"], int(row["seed"])) in done)
+    path.parent.mkdir(exist_ok=True)
+    done = {run_of(row) for row in read(path, FIELDS) if int(row["step"]) >= study.last_evaluation}
+    keep(path, FIELDS, done)
+    if study.errors:
+        keep(errors_path(study_name), ["system", "seed", "step", *study.errors, "versions"], done)
     return done
+
+
+def run_of(row: dict[str, str]) -> tuple[str, int]:
+    return row["system"], int(row["seed"])
+
+
+def read(path: Path, fields: list[str]) -> list[dict[str, str]]:
+    """The file's rows; it is made if it is not there."""
+    if not path.exists():
+        path.write_text(",".join(fields) + "\n")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def keep(path: Path, fields: list[str], done: set[tuple[str, int]]) -> None:
+    """Drop the rows of all other runs from the file."""
+    rows = [row for row in read(path, fields) if run_of(row) in done]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:

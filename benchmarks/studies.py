@@ -22,6 +22,8 @@ class Study:
     :param eval_episodes: episodes of one evaluation, the same starts each time
     :param eval_env_kwargs: what the environment of the evaluations is made with
     :param stop: end each run after so many steps, schedules as for all of ``steps``; None: at the end
+    :param n_envs: environments side by side (a native vector environment); a step is one of all of them
+    :param errors: what -> its column in the observation; root mean squares over an evaluation's states are kept, too
     """
 
     env: str
@@ -32,6 +34,8 @@ class Study:
     eval_episodes: int = 5
     eval_env_kwargs: dict[str, Any] = field(default_factory=dict)
     stop: int | None = None
+    n_envs: int = 1
+    errors: dict[str, int] = field(default_factory=dict)
 
     @property
     def last_evaluation(self) -> int:
@@ -347,9 +351,13 @@ def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
     import stable_baselines3
     from stable_baselines3.common.noise import NormalActionNoise
 
+    from sb3_valuegrad.envs.vec_env import VectorEnvForSB3
+
     name, given = study.systems[system]
     kwargs = dict(given)
-    env = gym.make(study.env)
+    env: Any = gym.make(study.env)
+    if study.n_envs > 1:
+        env = VectorEnvForSB3(gym.make_vec(study.env, study.n_envs))
     if "noise" in kwargs:
         shape = env.action_space.shape
         kwargs["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, kwargs.pop("noise")))
