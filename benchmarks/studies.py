@@ -323,7 +323,7 @@ def studies() -> dict[str, Study]:
             for name, env, rates, stop in (
                 ("pathtracking", "PathTracking-v0", {}, 10_000),
                 ("pathtracking-tenth", "PathTracking-v0", tenth, 12_000),
-                ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 12_000),
+                ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 10_000),
             )
         },
         "pendulum-ensembles": Study(pendulum, 2_500, 250, ensembles(pendulum), eval_episodes=10),
