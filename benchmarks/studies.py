@@ -78,6 +78,19 @@ def paper(env: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+def in_authors_units() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Table I's algorithms as the authors' code has them: its units, and learning rates that are a tenth of Table VI's."""
+    from authors_units import ENV, PRIOR
+
+    rates = {"learning_rate": LinearSchedule(3e-5, 3e-6, 1.0), "qf_learning_rate": LinearSchedule(8e-5, 8e-6, 1.0)}
+    systems = mixed_policy_gradient("PathTracking-v0", **rates)
+    for _, kwargs in systems.values():
+        kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], "world_model_kwargs": PRIOR}
+        if "simulator_kwargs" in kwargs["policy_kwargs"]:
+            kwargs["policy_kwargs"]["simulator_kwargs"] = {"env_id": ENV}
+    return systems
+
+
 def mixed_policy_gradient(env: str, **rates: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     """The six algorithms of the MPG paper's Table I with equal networks, rates and buffer (Table VI). TD3 and SAC are ours
     without a horizon, which are SB3's with a learning rate for the critic alone. n-step targets are from the replay buffer;
@@ -326,6 +339,18 @@ def studies() -> dict[str, Study]:
                 ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 10_000),
             )
         },
+        # With eight vehicles, as in the authors' code, and as many errors as its Fig. 7.
+        "pathtracking-authors": Study(
+            "PathTrackingAuthorsUnits-v0",
+            100_000,
+            1_000,
+            in_authors_units(),
+            seeds=(0, 1, 2),
+            eval_env_kwargs={"early_reset": False, "reward_unit": 1.0},
+            stop=20_000,
+            n_envs=8,
+            errors={"y (m)": 3, "phi (rad)": 4, "u (m per s)": 0},
+        ),
         "pendulum-ensembles": Study(pendulum, 2_500, 250, ensembles(pendulum), eval_episodes=10),
         "invertedpendulum-ensembles": Study(cart, 5_000, 500, ensembles(cart)),
         "halfcheetah-ensembles": Study(cheetah, 20_000, 2_500, ensembles(cheetah), seeds=(0, 1, 2)),
