@@ -347,7 +347,7 @@ def studies() -> dict[str, Study]:
             in_authors_units(),
             seeds=(0, 1, 2),
             eval_env_kwargs={"early_reset": False, "reward_unit": 1.0},
-            stop=20_000,
+            stop=10_000,
             n_envs=8,
             errors={"y (m)": 3, "phi (rad)": 4, "u (m per s)": 0},
         ),
