@@ -35,7 +35,7 @@ import sb3_valuegrad.envs  # noqa: F401 (registers Hand-v0)
 from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, SVG
 from sb3_valuegrad.envs.hand import hand_is_over, hand_reward
 from sb3_valuegrad.gradients import frozen
-from sb3_valuegrad.layers import _is_intels
+from sb3_valuegrad.layers import made_by_intel
 from sb3_valuegrad.trajectories import Windows
 
 RESULTS = Path(__file__).parent / "results"
@@ -328,7 +328,7 @@ def memory() -> list[list[Any]]:
 def write(name: str, rows: list[list[Any]], command: str, page: Path | None) -> None:
     """The CSV file, the table as text, and the table in a page."""
     note = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("torch", "stable-baselines3", "numpy"))
-    note += f", processor of {'Intel' if _is_intels() else 'another maker'}"
+    note += f", processor of {'Intel' if made_by_intel() else 'another maker'}"
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, [note]])
     lines = [" | ".join(map(str, row)) for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]

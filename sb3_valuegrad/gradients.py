@@ -99,9 +99,8 @@ def _guarded(
     loss: th.Tensor, optimizers: Sequence[th.optim.Optimizer], max_grad_norm: float | None, after: th.Tensor | None
 ) -> tuple[list[th.Tensor], th.Tensor]:
     """The step itself, with the gradients that the parameters have."""
-    trained = [[parameter for parameter in _parameters(optimizer) if parameter.grad is not None] for optimizer in optimizers]
-    gradients: list[list[th.Tensor]] = [[parameter.grad for parameter in parameters] for parameters in trained]  # type: ignore
-    norms = [_norm(part) for part in gradients]
+    trained = [_trained(optimizer) for optimizer in optimizers]
+    norms = [_norm(gradients) for _, gradients in trained]
     # What is not finite, less itself, is NaN, which differs from itself: two kernels, where isfinite takes four.
     total = sum(norms, start=loss)
     difference = total - total
@@ -109,16 +108,22 @@ def _guarded(
     if after is not None:
         withheld = withheld.maximum(after)
     taken = 1 - withheld
-    for optimizer, parameters, part, norm in zip(optimizers, trained, gradients, norms, strict=True):
+    for optimizer, (parameters, gradients), norm in zip(optimizers, trained, norms, strict=True):
         if max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         if all(group.get("fused") for group in optimizer.param_groups):
-            _fused_step(optimizer, parameters, part, withheld, taken)
+            _fused_step(optimizer, parameters, gradients, withheld, taken)
         elif not withheld:
             optimizer.step()
         for parameter in parameters:
             parameter.grad = None
     return norms, withheld
+
+
+def _trained(optimizer: th.optim.Optimizer) -> tuple[list[th.Tensor], list[th.Tensor]]:
+    """The parameters that have a gradient, and their gradients."""
+    pairs = [(parameter, gradient) for parameter in _parameters(optimizer) if (gradient := parameter.grad) is not None]
+    return [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]
 
 
 def _norm(gradients: list[th.Tensor]) -> th.Tensor:

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # the kernels' numbers for them
 
 
-def _is_intels() -> bool:
+def made_by_intel() -> bool:
     """Whether the processor is Intel's."""
     info = Path("/proc/cpuinfo")  # platform.processor() is empty on many a Linux
     return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
@@ -30,7 +30,7 @@ def _is_intels() -> bool:
 # it wherever it is: on AMD's a large product takes half the time. (On Intel's MKL is the faster one: an update of MAAC took
 # a fifth more with oneDNN.) Its calls cost more, so small products stay with MKL everywhere.
 USES_ONEDNN = (
-    th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise") and not _is_intels()
+    th.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(th.ops.mkldnn, "_linear_pointwise") and not made_by_intel()
 )
 LARGE = 2**22  # multiplications
 
