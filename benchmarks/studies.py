@@ -101,8 +101,9 @@ def mixed_policy_gradient(env: str, **rates: Any) -> dict[str, tuple[str, dict[s
     _, mpg = zoo("MPG", env, "paper/", **rates)
     shared = {key: mpg[key] for key in mpg.keys() - {"horizons", "eta", "weighting_updates", "min_weight"}}
     policy_kwargs = mpg["policy_kwargs"]
-    one_critic = {"n_steps": 25, "policy_kwargs": {**policy_kwargs, "n_critics": 1}}
-    simulated = {**one_critic["policy_kwargs"], "simulator_class": "oracle", "simulator_kwargs": {"env_id": env}}
+    one = {**policy_kwargs, "n_critics": 1}
+    one_critic = {"n_steps": 25, "policy_kwargs": one}
+    simulated = {**one, "simulator_class": "oracle", "simulator_kwargs": {"env_id": env}}
     on_policy = {"target_estimator": "mve", "target_horizon": 24, "batch_reuse": 10, "policy_kwargs": simulated}
     of_sac = {key: shared[key] for key in shared.keys() - {"target_policy_noise", "policy_delay", "action_noise"}}
     plain_sac = {"target_estimator": "td", "target_horizon": 0, "real_ratio": 1.0, "model_fit_freq": None}
@@ -116,6 +117,9 @@ def mixed_policy_gradient(env: str, **rates: Any) -> dict[str, tuple[str, dict[s
         "n-step ADP": ("DVG", {**shared, **one_critic, "horizon": 25, "gradient_path": "all-actions"}),
         "n-step ADP, on-policy": ("DVG", {**shared, **on_policy, "horizon": 25, "gradient_path": "all-actions"}),
         "TD3": ("DVG", {**shared, "horizon": 0, "target_policy_noise": 0.1}),
+        # What the n-step algorithms lack beside it: the second critic, or its one-step targets?
+        "TD3, one critic": ("DVG", {**shared, "horizon": 0, "target_policy_noise": 0.1, "policy_kwargs": one}),
+        "MPG-v1, on-policy, two critics": ("MPG", {**mpg, **on_policy, "policy_kwargs": {**simulated, "n_critics": 2}}),
         "SAC": ("MAAC", {**of_sac, **plain_sac, "horizon": 0, "ent_coef": 0.03}),
     }
 
