@@ -41,6 +41,9 @@ class AuthorsUnits(PathTrackingEnv):
         next_obs, rewards, terminated = PathTrackingEnv.step_from(observations * UNITS, actions)
         return next_obs / UNITS, rewards / REWARD_UNIT, terminated
 
+    def cuts_off(self, observations: np.ndarray) -> np.ndarray:
+        return super().cuts_off(observations * UNITS)
+
 
 class AuthorsUnitsVectorEnv(PathTrackingVectorEnv):
     """Vehicles side by side."""

@@ -98,7 +98,8 @@ def lived(agent: Any, task: str, count: int, spread: float) -> list[tuple[Any, n
 @pytest.mark.parametrize("steps", [1, 2, 25])
 @pytest.mark.parametrize("task", [TRACKING, PENDULUM, TERMINATING])
 def test_targets_are_of_really_stepping_the_environment(task: str, steps: int) -> None:
-    """Eq. 11, first line: ``sum_{l<n} gamma^l r_l + gamma^n Q'(s_n, mu'(s_n))``, the replayed action first, then mu."""
+    """Eq. 11, first line: ``sum_{l<n} gamma^l r_l + gamma^n Q'(s_n, mu'(s_n))``, the replayed action first, then mu. Where the
+    task truncates the episode after m < n steps, as it does experience, it is the sum of m."""
     need(task)
     agent = simulated(task, steps, gamma=0.9)
     with th.no_grad():
@@ -111,25 +112,27 @@ def test_targets_are_of_really_stepping_the_environment(task: str, steps: int) -
             rewards=batch[2], dones=batch[3], next_observations=batch[4], observations=batch[0], actions=batch[1]
         )
     )[:, 0]
-    env: Any = gym.make(task, max_episode_steps=10**6, **({} if task == TERMINATING else {"early_reset": False}))
-    cut = 0
+    env: Any = gym.make(task, max_episode_steps=10**6)
+    ended = cut_off = 0
     for (state, action), target in zip(rows, found.tolist(), strict=True):
         env.reset(seed=1)
         set_state(env, state)
         expected, terminated = 0.0, False
         for step in range(steps):
-            obs, reward, terminated, _, _ = env.step(action)
+            obs, reward, terminated, truncated, _ = env.step(action)
             expected += agent.gamma**step * reward
-            if terminated:
-                cut += step < steps - 1
+            if terminated or truncated:
+                ended += terminated and step < steps - 1
+                cut_off += truncated and step < steps - 1
                 break
             action = agent.policy.unscale_action(agent.actor(th.as_tensor(obs[None]).float()).detach().numpy())[0]
         if not terminated:
             last = th.as_tensor(obs[None]).float()
             with th.no_grad():
-                expected += agent.gamma**steps * agent.critic_target(last, agent.actor_target(last))[0].item()
+                expected += agent.gamma ** (step + 1) * agent.critic_target(last, agent.actor_target(last))[0].item()
         assert target == pytest.approx(expected, rel=2e-5, abs=2e-5)
-    assert (cut > 10) == (task == TERMINATING and steps == 25)
+    assert (ended > 10) == (task == TERMINATING and steps == 25)
+    assert (cut_off > 10) == (task != TERMINATING and steps == 25)
 
 
 def test_one_step_and_no_reuse_are_the_ordinary_target() -> None:

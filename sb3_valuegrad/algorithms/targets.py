@@ -79,9 +79,47 @@ def longest_expansion(
     return value_expansions(rewards, rollout.survival, values.amin(0), gamma, [horizon])[0], rollout
 
 
+class _UntilCutOff:
+    """A model that knows where the task truncates its episodes (:meth:`WorldModel.cuts_off`).
+
+    What the target takes such a state to be worth stands for all that comes after, as in SB3's on-policy algorithms at a time
+    limit: it is added to the reward of the step that leads there, and then nothing more comes.
+    """
+
+    def __init__(self, model: WorldModel, target: Evaluation, gamma: float):
+        self.model, self.target, self.gamma = model, target, gamma
+        self.transition = model.transition
+
+    def outcome(
+        self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, hint: Any
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """Rewards (M,), and chances that the episode is over (M,)."""
+        rewards, dones = self.model.outcome(obs, actions, next_obs, hint)
+        rows = _cut_off_rows(self.model, next_obs)
+        if len(rows) == 0:
+            return rewards, dones
+        dones = th.zeros_like(rewards) if dones is None else dones
+        rest = (1 - dones[rows]) * state_value(self.model, self.target, next_obs[rows])
+        return rewards.index_add(0, rows, self.gamma * rest), dones.index_fill(0, rows, 1.0)
+
+
+def _cut_off_rows(model: WorldModel, obs: th.Tensor) -> th.Tensor:
+    """In which of the states (N, S) the task truncates an episode, (M,)."""
+    cut = model.cuts_off(obs)
+    return th.empty(0, dtype=th.long, device=obs.device) if cut is None else cut.nonzero()[:, 0]
+
+
+def state_value(model: Dynamics, target: Evaluation, obs: th.Tensor) -> th.Tensor:
+    """J_0 under the smallest of the critics, (N,)."""
+    return longest_expansion(model, target, obs, 0, 1.0)[0]
+
+
 def mve_value(model: WorldModel, target: Evaluation, obs: th.Tensor, horizon: int, gamma: float) -> th.Tensor:
-    """J_H over the target policy and the smallest target critic (MVE eq. 2; clipped double Q), (N,)."""
-    return longest_expansion(model, target, obs, horizon, gamma)[0]
+    """J_H over the target policy and the smallest target critic (MVE eq. 2; clipped double Q), (N,); J_k where the episode is
+    truncated k steps on."""
+    value = longest_expansion(_UntilCutOff(model, target, gamma), target, obs, horizon, gamma)[0]
+    rows = _cut_off_rows(model, obs)
+    return value if len(rows) == 0 else value.index_copy(0, rows, state_value(model, target, obs[rows]))
 
 
 def td_k_examples(

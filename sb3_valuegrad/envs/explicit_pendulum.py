@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
+FURTHEST_TILT = 0.2  # rad, InvertedPendulum-v5's
+
 
 class ExplicitInvertedPendulum(InvertedPendulumEnv):
     """InvertedPendulum-v5 with ``r = -(0.01 x^2 + theta^2 + 0.1 x_dot^2 + 0.1 theta_dot^2)`` of the next state (eq. 18).
@@ -22,6 +24,10 @@ class ExplicitInvertedPendulum(InvertedPendulumEnv):
     def __init__(self, early_reset: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
         self.early_reset = early_reset
+
+    def cuts_off(self, observations: np.ndarray) -> np.ndarray:
+        """Whether an episode is truncated in these states (N, 4), (N,) bool, for the oracle."""
+        return (np.abs(observations[:, 1]) > FURTHEST_TILT) & self.early_reset
 
     def step(self, action: np.ndarray) -> Any:
         """0.04 s; ``info["off_track"]`` says whether the pole tilts too far."""

@@ -138,6 +138,12 @@ class PathTrackingEnv(gym.Env):
         rewards = vehicles.step(actions)
         return vehicles.observe(), rewards, np.zeros(len(rewards), dtype=bool)
 
+    def cuts_off(self, observations: np.ndarray) -> np.ndarray:
+        """Whether an episode is truncated where observations (N, 6) show it, (N,) bool, for the oracle."""
+        vehicles = Vehicles(len(observations))
+        vehicles.restore(observations)
+        return vehicles.off_track() & self.early_reset
+
     def render(self) -> np.ndarray | None:
         """(240, 640, 3), uint8, with ``render_mode="rgb_array"``."""
         return draw_vehicle(*(float(column[0]) for column in self.vehicles.motion[3:])) if self.render_mode else None

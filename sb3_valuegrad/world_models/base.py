@@ -88,6 +88,11 @@ class WorldModel(nn.Module, ABC):
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """Rewards (M,), and chances of termination (M,); None where termination is not modelled."""
 
+    def cuts_off(self, obs: th.Tensor) -> th.Tensor | None:
+        """Whether the task truncates an episode in these states (N, S), (N,) bool, as a time limit does by the time. None: in
+        no state that the model knows of."""
+        return None
+
     def renoised(self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """The transition under the noise that explains the real next states (N, S): in value these, in gradient the model's
         (SVG, sec. 4.1). Here noise is added, and its size is constant; then it does not matter which it is."""

@@ -24,7 +24,9 @@ class Oracle(WorldModel):
     :param env_id: the task that is learned, as for ``gymnasium.make``: one of MuJoCo's, whose observation must determine the
         simulator's state (:data:`sb3_valuegrad.envs.OBSERVABLE` lists tasks that do, InvertedPendulum is another); or one
         whose environment has a method ``step_from(observations (N, S), actions (N, A))``, in its own units, that returns the
-        next observations (N, S), rewards (N,) and terminations (N,), as PathTracking-v0 does
+        next observations (N, S), rewards (N,) and terminations (N,), as PathTracking-v0 does. If either truncates episodes by
+        their state, a method ``cuts_off(observations (N, S))`` of the environment says where, (N,) bool; targets of "mve" then
+        go no further than experience does
     :param env_kwargs: arguments it is made with
     :param n_threads: threads in which MuJoCo simulates; None: as many as PyTorch uses
     :raises ValueError: for a task that cannot be restored from its observation (saying which part is missing), one that
@@ -75,6 +77,11 @@ class Oracle(WorldModel):
         if hint is None:
             hint = self.transition(obs, actions)[1]
         return hint[:, 0], hint[:, 1]
+
+    def cuts_off(self, obs: th.Tensor) -> th.Tensor | None:
+        """Whether the task's own ``cuts_off`` says so, (N,) bool; None: it has none."""
+        cuts_off = getattr(self.simulator.env, "cuts_off", None)
+        return None if cuts_off is None else th.as_tensor(cuts_off(obs.cpu().numpy()), device=obs.device)
 
     def losses(self, data: Transitions) -> dict[str, th.Tensor]:
         """None: there is nothing to learn."""
