@@ -291,6 +291,7 @@ def svg_tasks() -> dict[str, Study]:
 def studies() -> dict[str, Study]:
     cheetah, hopper, swimmer = "HalfCheetah-v5", "Hopper-v5", "Swimmer-v5"
     pendulum, cart, observable = "Pendulum-v1", "InvertedPendulum-v5", "HalfCheetahObservable-v5"
+    tracking = {"y (m)": 3, "phi (rad)": 4, "u (m per s)": 0}
     tenth = {"learning_rate": LinearSchedule(3e-5, 3e-7, 1.0), "qf_learning_rate": LinearSchedule(8e-5, 8e-7, 1.0)}
     return {
         "halfcheetah": Study(
@@ -336,11 +337,12 @@ def studies() -> dict[str, Study]:
                 seeds=(0, 1, 2),
                 eval_env_kwargs={"early_reset": False},
                 stop=stop,
+                errors=errors,
             )
-            for name, env, rates, stop in (
-                ("pathtracking", "PathTracking-v0", {}, 10_000),
-                ("pathtracking-tenth", "PathTracking-v0", tenth, 12_000),
-                ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 10_000),
+            for name, env, rates, stop, errors in (
+                ("pathtracking", "PathTracking-v0", {}, 10_000, tracking),
+                ("pathtracking-tenth", "PathTracking-v0", tenth, 12_000, tracking),
+                ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 10_000, {}),
             )
         },
         # With eight vehicles, as in the authors' code, and as many errors as its Fig. 7.
@@ -353,7 +355,7 @@ def studies() -> dict[str, Study]:
             eval_env_kwargs={"early_reset": False, "reward_unit": 1.0},
             stop=10_000,
             n_envs=8,
-            errors={"y (m)": 3, "phi (rad)": 4, "u (m per s)": 0},
+            errors=tracking,
         ),
         "pendulum-ensembles": Study(pendulum, 2_500, 250, ensembles(pendulum), eval_episodes=10),
         "invertedpendulum-ensembles": Study(cart, 5_000, 500, ensembles(cart)),
