@@ -345,17 +345,6 @@ def studies() -> dict[str, Study]:
                 ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 10_000, {}),
             )
         },
-        # Does MPG-v1 find back once the data alone lead?
-        "pathtracking-longer": Study(
-            "PathTracking-v0",
-            100_000,
-            1_000,
-            {"MPG-v1, on-policy": mixed_policy_gradient("PathTracking-v0")["MPG-v1, on-policy"]},
-            seeds=(0, 1),
-            eval_env_kwargs={"early_reset": False},
-            stop=20_000,
-            errors=tracking,
-        ),
         # With eight vehicles, as in the authors' code, and as many errors as its Fig. 7.
         "pathtracking-authors": Study(
             "PathTrackingAuthorsUnits-v0",
