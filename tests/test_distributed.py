@@ -32,6 +32,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_valuegrad import DVG, DVPG, MAAC, MBPO, MPG, MVE, SVG
 from sb3_valuegrad.algorithms.base import ValueGradientAlgorithm
 
+# Ray runs its workers at niceness 15: on a machine that is busy with anything else the tests would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sb3-valuegrad[ray]'")
 
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -519,6 +522,11 @@ def test_algorithms_that_cannot(cluster: str) -> None:
         learn(make(DVG, horizon=0), 100, address="127.0.0.1:1")
     with pytest.raises(ValueError, match="model=TD3 is none of this package's"):
         learn(TD3("MlpPolicy", "Pendulum-v1"), 100)  # type: ignore[type-var]
+
+
+def test_a_process_that_does_not_come_is_named(cluster: str) -> None:
+    with pytest.raises(ValueError, match=r"buffer 0 was not there within timeout=0\.001 s.*Raise timeout"):
+        learn(with_model(DVG), 100, n_learners=1, log_interval=None, timeout=0.001)
 
 
 def test_an_error_in_a_process_is_raised_here(cluster: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from sb3_valuegrad.distributed.arguments import Settings
 from sb3_valuegrad.distributed.workers import Actor, Blueprint, Buffer, Evaluator, Learner
@@ -69,6 +69,12 @@ class Processes:
     def _first_word(self, role: str, index: int, worker: Any) -> int:
         try:
             return ray.get(worker.pid.remote(), timeout=self.timeout)
+        except GetTimeoutError as error:
+            raise ValueError(
+                f"{role} {index} was not there within timeout={self.timeout:g} s: the cluster has no free core for it, or its "
+                "machine is busy, where Ray's processes wait for all others unless it was started with RAY_worker_niceness=0. "
+                "Raise timeout, or free some cores"
+            ) from error
         except RayError as error:
             cause = str(error).strip().splitlines()[-1]
             raise ValueError(
