@@ -190,6 +190,18 @@ def test_a_critic_that_is_right_has_no_bias(name: str) -> None:
     found = critic_calibration(agent, Salary(length=10, terminates=True), n_episodes=1)
     np.testing.assert_allclose(found.returns, 2 * (1 - 0.5**left), rtol=1e-6)
     assert found.bias == pytest.approx(np.mean(2 * 0.5**left), rel=1e-5) and not found.bootstrap.any()
+    np.testing.assert_array_equal(found.steps_left, left)
+
+
+def test_a_critic_that_sees_no_end_coming_looks_beyond_it() -> None:
+    """What 1 a step for ever is worth is too much by 2 gamma^t where t steps are left, however many episodes there are."""
+    agent = constant(agents()["DVPG"](), 2.0)
+    found = critic_calibration(agent, Salary(length=3, terminates=True), n_episodes=2)
+    np.testing.assert_allclose(found.bias_before_termination(4), [1.0, 0.5, 0.25, np.nan], rtol=1e-6)
+    endless = critic_calibration(agent, Salary(length=3), n_episodes=1, max_bootstrap=1)
+    assert np.isnan(endless.bias_before_termination(2)).all() and np.isinf(endless.steps_left).all()
+    with pytest.raises(ValueError, match="steps=0"):
+        found.bias_before_termination(0)
 
 
 def test_steps_near_a_time_limit_are_left_out() -> None:
@@ -232,7 +244,7 @@ def test_returns_are_on_the_scale_of_training() -> None:
 
 def test_correlation_bias_and_error() -> None:
     q = np.array([1.0, 2.0, 3.0, 4.0])
-    found = CriticCalibration(q, 2 * q - 3, np.zeros(4), soft=False)
+    found = CriticCalibration(q, 2 * q - 3, np.zeros(4), soft=False, steps_left=np.full(4, np.inf))
     assert found.correlation == pytest.approx(1) and found.bias == pytest.approx(0.5)
     assert found.error == pytest.approx(1.5**0.5)
 
@@ -496,7 +508,7 @@ def test_the_callback_refuses() -> None:
 STUDY = {"true dynamics": gradient_errors(MASS, GAIN, MASS, TRUTH.Q, STARTS, 3)}
 FOUND: dict[str, Any] = {
     "model error": ModelError(np.array([0.1, 0.2]), np.array([0.3, 0.4]), 5).plot,
-    "critic": CriticCalibration(np.arange(3.0), np.arange(3.0) + 1, np.zeros(3), True).plot,
+    "critic": CriticCalibration(np.arange(3.0), np.arange(3.0) + 1, np.zeros(3), True, np.arange(3.0)).plot,
     "gradient": lambda ax=None: plot_gradient_error_study(STUDY, ax),
     "existence": GradientExistence(*np.ones((3, 4, 2))).plot,
     "ensemble": interval_coverage(th.zeros(1, 9, 2), th.ones(1, 9, 2), th.randn(9, 2)).plot,

@@ -30,6 +30,8 @@ class CriticCalibration(NamedTuple):
     """(N,): what the critic's own word at a time limit counts for in the return, gamma^(T - t); 0: nothing"""
     soft: bool
     """whether these are soft values and soft returns (SAC's family)"""
+    steps_left: np.ndarray
+    """(N,): steps until the episode terminated, 1 at its last step; infinite where it did not"""
 
     @property
     def bias(self) -> float:
@@ -47,6 +49,18 @@ class CriticCalibration(NamedTuple):
         if len(self.q) < 2 or np.ptp(self.q) == 0 or np.ptp(self.returns) == 0:
             return float("nan")
         return float(np.corrcoef(self.q, self.returns)[0, 1])
+
+    def bias_before_termination(self, steps: int = 5) -> np.ndarray:
+        """Mean of Q less the return by the steps left until an episode terminated, (steps,), 1 first; NaN where none did.
+
+        A critic, or a world model in its target, that does not see an end coming looks beyond it: then these are far above
+        :attr:`bias`.
+
+        :raises ValueError: if ``steps`` is not a positive integer
+        """
+        check_count("steps", steps, 1)
+        excess = [(self.q - self.returns)[self.steps_left == left] for left in range(1, steps + 1)]
+        return np.array([part.mean() if len(part) else np.nan for part in excess])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Q over observed returns: an ideal critic lies on the dotted line (Feinberg et al. 2018 (MVE), Fig. 5).
@@ -91,14 +105,15 @@ def critic_calibration(
     vec_env = _checked_env(agent, env)
     with evaluation_mode(agent.policy):
         episodes = _play(_Evaluator(agent), vec_env, n_episodes)
-    q, returns, bootstrap = np.concatenate(episodes).T
+    q, returns, bootstrap, left = np.concatenate(episodes).T
     counts = bootstrap <= max_bootstrap
     if not counts.any():
         raise NothingToMeasureError(
             f"max_bootstrap={max_bootstrap} leaves none of the {len(q)} steps: the time limit is too close for "
             f"gamma={agent.gamma}. Use an env with longer episodes, or raise max_bootstrap (1 keeps every step)"
         )
-    return CriticCalibration(q[counts], returns[counts], bootstrap[counts], hasattr(agent.actor, "action_log_prob"))
+    soft = hasattr(agent.actor, "action_log_prob")
+    return CriticCalibration(q[counts], returns[counts], bootstrap[counts], soft, left[counts])
 
 
 def _checked_env(agent: Any, env: gym.Env | VecEnv) -> VecEnv:
@@ -157,7 +172,7 @@ class _Evaluator:
 
 
 def _play(evaluator: _Evaluator, env: VecEnv, n_episodes: int) -> list[np.ndarray]:
-    """Rows (Q, return, share of the bootstrap) of each step, (T, 3) an episode."""
+    """Rows (Q, return, share of the bootstrap, steps left) of each step, (T, 4) an episode."""
     # Shared evenly beforehand: the first to end would be the shorter ones (SB3's evaluate_policy does the same).
     wanted = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
     steps: list[list[tuple[float, float, float]]] = [[] for _ in wanted]
@@ -183,12 +198,13 @@ def _observed(steps: list[tuple[float, float, float]], tail: float | None, gamma
 
     :param steps: (Q, reward, entropy's bonus b) of each
     :param tail: what the time limit cut off; None: the episode terminated
-    :return: (Q, G_t, share of the tail in it), (T, 3)
+    :return: (Q, G_t, share of the tail in it, steps left until it terminated), (T, 4)
     """
     following, share = (0.0, 0.0) if tail is None else (tail, 1.0)
     rows = []
+    left = 0.0 if tail is None else np.inf
     for q, reward, bonus in reversed(steps):
-        value, share = reward + gamma * following, gamma * share
-        rows.append((q, value, share))
+        value, share, left = reward + gamma * following, gamma * share, left + 1
+        rows.append((q, value, share, left))
         following = value + bonus
     return np.array(rows[::-1], dtype=np.float64)
