@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 ENV := HalfCheetah-v5
-N_TIMESTEPS := 15000
+N_TIMESTEPS := 10000
 EVAL_FREQ := 2500
 SEED := 0
 LOGS := logs
