@@ -39,8 +39,8 @@ def revision() -> str:
         return "commit=unknown"
 
 
-def run_one(study_name: str, system: str, seed: int) -> None:
-    """Train one system with one seed in this process."""
+def run_one(study_name: str, system: str, seed: int, models: Path | None) -> None:
+    """Train one system with one seed in this process; its model goes into ``models``."""
     import gymnasium as gym
     import numpy as np
     import torch as th
@@ -82,6 +82,8 @@ def run_one(study_name: str, system: str, seed: int) -> None:
 
     model = make_model(study, system, seed)
     model.learn(study.steps * study.n_envs, callback=Evaluate(), log_interval=None)
+    if models is not None:
+        model.save(models / f"{study_name}-{system}-{seed}.zip")
 
 
 def errors_path(study_name: str) -> Path:
@@ -133,11 +135,12 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", help="default: all of the study")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the study's")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side; one core each")
+    parser.add_argument("--models", type=Path, help="folder that the trained models are saved in; default: they are not")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         system, seed = json.loads(args.run)
-        run_one(args.study, system, seed)
+        run_one(args.study, system, seed, args.models)
         return
     study = STUDIES[args.study]
     done = finished(args.study, study)
@@ -145,7 +148,8 @@ def main() -> None:
     runs = [(system, seed) for seed in seeds for system in args.systems or study.systems]
 
     def train(run: tuple[str, int]) -> int:
-        call = [sys.executable, __file__, args.study, "--run", json.dumps(run)]
+        models = [] if args.models is None else ["--models", str(args.models)]
+        call = [sys.executable, __file__, args.study, "--run", json.dumps(run), *models]
         return subprocess.run(call, check=False).returncode
 
     with ThreadPoolExecutor(args.workers) as pool:
