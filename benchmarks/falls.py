@@ -1,5 +1,5 @@
-"""Does the critic of a saved model see falls coming? Q less the return that was then earned, by the steps left until an episode
-terminated, beside the same over all steps.
+"""Does the critic of a saved model see falls coming? Q less the return that was then earned, by the steps left until an
+episode terminated, beside the same over all steps.
 
     python benchmarks/learning.py hopper-ensembles --systems MAAC --seeds 0 --models models
     python benchmarks/falls.py MAAC models/hopper-ensembles-MAAC-0.zip --env Hopper-v5
@@ -46,7 +46,8 @@ def main() -> None:
             q, returns = found.q[rows].mean(), found.returns[rows].mean()
             numbers = [round(float(number), 2) for number in (q, returns, q - returns)]
             print(f"{left:>4} steps left: Q {numbers[0]}, return {numbers[1]}, bias {numbers[2]} ({rows.sum()} steps)")
-            writer.writerow([args.model.stem, args.env, args.episodes, left, rows.sum(), *numbers, f"{versions()} {revision()}"])
+            what = [args.model.stem, args.env, args.episodes, left, rows.sum()]
+            writer.writerow([*what, *numbers, f"{versions()} {revision()}"])
 
 
 if __name__ == "__main__":
