@@ -8,19 +8,18 @@ Appends to ``results/falls.csv``.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import gymnasium as gym
-import numpy as np
 import stable_baselines3
-from learning import RESULTS, revision, versions
+from learning import RESULTS, append, revision, versions
+from stable_baselines3.common.utils import set_random_seed
 
 import sb3_valuegrad
 from sb3_valuegrad.diagnostics import critic_calibration
 
 STEPS_LEFT = 10
-FIELDS = ["model", "env", "episodes", "steps_left", "steps", "q_mean", "return_mean", "bias", "versions"]
+FIELDS = ["model", "env", "episodes", "steps_left", "bias", "versions"]
 
 
 def main() -> None:
@@ -31,23 +30,17 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20)
     args = parser.parse_args()
     algorithm = getattr(sb3_valuegrad, args.algorithm, None) or getattr(stable_baselines3, args.algorithm)
+    set_random_seed(0)
     env = gym.make(args.env)
     env.reset(seed=10_000)
     found = critic_calibration(algorithm.load(args.model, device="cpu"), env, args.episodes)
-    groups = {"all": np.full(len(found.q), True)}
-    groups |= {str(left): found.steps_left == left for left in range(1, STEPS_LEFT + 1)}
+    biases = {"all": found.bias} | dict(enumerate(found.bias_before_termination(STEPS_LEFT), start=1))
     path = RESULTS / "falls.csv"
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(FIELDS)
-        for left, rows in groups.items():
-            q, returns = found.q[rows].mean(), found.returns[rows].mean()
-            numbers = [round(float(number), 2) for number in (q, returns, q - returns)]
-            print(f"{left:>4} steps left: Q {numbers[0]}, return {numbers[1]}, bias {numbers[2]} ({rows.sum()} steps)")
-            what = [args.model.stem, args.env, args.episodes, left, rows.sum()]
-            writer.writerow([*what, *numbers, f"{versions()} {revision()}"])
+    if not path.exists():
+        append(path, FIELDS)
+    for left, bias in biases.items():
+        print(f"{left:>4} steps left: Q less the return {bias:.2f}")
+        append(path, [args.model.stem, args.env, args.episodes, left, round(float(bias), 2), f"{versions()} {revision()}"])
 
 
 if __name__ == "__main__":

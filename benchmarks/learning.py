@@ -40,7 +40,10 @@ def revision() -> str:
 
 
 def run_one(study_name: str, system: str, seed: int, models: Path | None) -> None:
-    """Train one system with one seed in this process; its model goes into ``models``."""
+    """Train one system with one seed in this process.
+
+    :param models: folder that the trained model is saved in; None: it is not
+    """
     import gymnasium as gym
     import numpy as np
     import torch as th

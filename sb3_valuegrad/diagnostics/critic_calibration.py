@@ -200,9 +200,8 @@ def _observed(steps: list[tuple[float, float, float]], tail: float | None, gamma
     :param tail: what the time limit cut off; None: the episode terminated
     :return: (Q, G_t, share of the tail in it, steps left until it terminated), (T, 4)
     """
-    following, share = (0.0, 0.0) if tail is None else (tail, 1.0)
+    following, share, left = (0.0, 0.0, 0.0) if tail is None else (tail, 1.0, np.inf)
     rows = []
-    left = 0.0 if tail is None else np.inf
     for q, reward, bonus in reversed(steps):
         value, share, left = reward + gamma * following, gamma * share, left + 1
         rows.append((q, value, share, left))
