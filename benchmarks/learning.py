@@ -39,10 +39,11 @@ def revision() -> str:
         return "commit=unknown"
 
 
-def run_one(study_name: str, system: str, seed: int, models: Path | None) -> None:
+def run_one(study_name: str, system: str, seed: int, models: Path | None, device: str) -> None:
     """Train one system with one seed in this process.
 
     :param models: folder that the trained model is saved in; None: it is not
+    :param device: what it is trained on
     """
     import gymnasium as gym
     import numpy as np
@@ -56,7 +57,7 @@ def run_one(study_name: str, system: str, seed: int, models: Path | None) -> Non
     eval_env = Monitor(gym.make(study.env, **study.eval_env_kwargs))
     # The evaluation starts are the same for every system and seed of a study.
     path = RESULTS / f"{study_name}.csv"
-    started, note = time.monotonic(), f"{versions()} {revision()}"
+    started, note = time.monotonic(), f"{versions()} {revision()}{'' if device == 'cpu' else f' device={device}'}"
 
     class Evaluate(BaseCallback):
         def _on_step(self) -> bool:
@@ -83,7 +84,7 @@ def run_one(study_name: str, system: str, seed: int, models: Path | None) -> Non
             print(f"{study_name} {system} seed {seed} step {step}: {mean:.4g}", flush=True)
             return step < study.last_evaluation
 
-    model = make_model(study, system, seed)
+    model = make_model(study, system, seed, device)
     model.learn(study.steps * study.n_envs, callback=Evaluate(), log_interval=None)
     if models is not None:
         model.save(models / f"{study_name}-{system}-{seed}.zip")
@@ -139,11 +140,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the study's")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side; one core each")
     parser.add_argument("--models", type=Path, help="folder that the trained models are saved in; default: they are not")
+    parser.add_argument("--device", default="cpu", help="PyTorch's device that they are trained on; default: cpu")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         system, seed = json.loads(args.run)
-        run_one(args.study, system, seed, args.models)
+        run_one(args.study, system, seed, args.models, args.device)
         return
     study = STUDIES[args.study]
     done = finished(args.study, study)
@@ -152,7 +154,7 @@ def main() -> None:
 
     def train(run: tuple[str, int]) -> int:
         models = [] if args.models is None else ["--models", str(args.models)]
-        call = [sys.executable, __file__, args.study, "--run", json.dumps(run), *models]
+        call = [sys.executable, __file__, args.study, "--run", json.dumps(run), "--device", args.device, *models]
         return subprocess.run(call, check=False).returncode
 
     with ThreadPoolExecutor(args.workers) as pool:

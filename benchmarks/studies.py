@@ -374,7 +374,7 @@ def studies() -> dict[str, Study]:
     }
 
 
-def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
+def make_model(study: Study, system: str, seed: int, device: str = "cpu") -> BaseAlgorithm:
     """The algorithm of one run, ready to learn."""
     import gymnasium as gym
     import numpy as np
@@ -394,5 +394,5 @@ def make_model(study: Study, system: str, seed: int) -> BaseAlgorithm:
         kwargs["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, kwargs.pop("noise")))
     for module in (sb3_valuegrad, stable_baselines3, sb3_contrib):
         if hasattr(module, name):
-            return getattr(module, name)("MlpPolicy", env, seed=seed, device="cpu", **kwargs)
+            return getattr(module, name)("MlpPolicy", env, seed=seed, device=device, **kwargs)
     raise ValueError(f"studies.py names the algorithm {name!r}, which no package here has")

@@ -100,7 +100,7 @@ def _guarded(
 ) -> tuple[list[th.Tensor], th.Tensor]:
     """The step itself, with the gradients that the parameters have."""
     trained = [_trained(optimizer) for optimizer in optimizers]
-    norms = [_norm(gradients) for _, gradients in trained]
+    norms = [_norm(gradients) if gradients else loss.new_zeros(()) for _, gradients in trained]
     # What is not finite, less itself, is NaN, which differs from itself: two kernels, where isfinite takes four.
     total = sum(norms, start=loss)
     difference = total - total
@@ -128,7 +128,7 @@ def _trained(optimizer: th.optim.Optimizer) -> tuple[list[th.Tensor], list[th.Te
 
 def _norm(gradients: list[th.Tensor]) -> th.Tensor:
     """The gradient's norm; one kernel after a copy costs less than one for each of a few small tensors."""
-    return th.linalg.vector_norm(_flatten_dense_tensors(gradients)) if gradients else th.zeros(())
+    return th.linalg.vector_norm(_flatten_dense_tensors(gradients))
 
 
 def _fused_step(

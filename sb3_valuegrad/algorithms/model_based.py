@@ -191,7 +191,7 @@ class ModelBasedAlgorithm(CheckedAlgorithm):
             warnings.warn(f"{error} Training goes on with the model as it was.", stacklevel=2)
             return
         self._n_model_updates += report.updates
-        append(losses, {"model_fit_error": report.errors.mean(), "model_fit_epochs": th.tensor(float(report.epochs))})
+        append(losses, {"model_fit_error": report.errors.mean(), "model_fit_epochs": report.errors.new_tensor(report.epochs)})
 
     def _on_model_fit(self) -> None:
         """After a fit: what depends on the model is made anew."""

@@ -160,7 +160,7 @@ class _Evaluator:
             bonus = -self._alpha() * log_probs
         else:
             actions = self.agent.actor(tensors)
-            bonus = th.zeros(len(actions))
+            bonus = actions.new_zeros(len(actions))
         q = th.cat(self.agent.critic(tensors, actions), dim=1).amin(1)
         return self.agent.policy.unscale_action(actions.cpu().numpy()), q.cpu().numpy(), bonus.cpu().numpy()
 

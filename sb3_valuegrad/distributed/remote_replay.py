@@ -15,7 +15,7 @@ KEPT_INFOS = ("TimeLimit.truncated", LOG_PROB)
 
 def packed(tree: Any) -> Any:
     """Tensors as arrays, which Ray shares between processes without a copy."""
-    return _mapped(tree, th.Tensor, lambda tensor: tensor.detach().numpy())
+    return _mapped(tree, th.Tensor, lambda tensor: tensor.detach().cpu().numpy())
 
 
 def unpacked(tree: Any, device: th.device | None = None) -> Any:

@@ -63,9 +63,14 @@ def restore(model: ValueGradientAlgorithm, part: str, state: Networks) -> None:
             if name in kept:
                 kept[name].copy_(th.tensor(array))
             else:  # it has not made a step yet
-                kept[name] = th.tensor(array, device=parameter.device if array.ndim else "cpu")
+                kept[name] = th.tensor(array, device=parameter.device if array.ndim or _counts_there(optimizer) else "cpu")
     if state.may_end is not None:
         model.world_model.may_end = state.may_end  # type: ignore[assignment]
+
+
+def _counts_there(optimizer: th.optim.Optimizer) -> bool:
+    """Whether an optimizer keeps its counts of steps where its parameters are, and not on the CPU."""
+    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
 
 
 # ---------------------------------------------------------------- experience
