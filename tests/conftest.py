@@ -18,5 +18,12 @@ def torch_state_is_left_alone() -> Iterator[None]:
     assert _torch_state() == before
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``device="auto"`` is the CPU on every machine, except in the tests that are about GPUs."""
+    if request.module.__name__ != "test_cuda":
+        monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: learns for ten seconds or more on a free core")
