@@ -7,14 +7,14 @@ GPU is waited for.
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch as th
-from learning import RESULTS, versions
+from speed import write
 from stable_baselines3 import SAC, TD3
 
 from sb3_valuegrad import DVPG, MAAC, MBPO, MPG, MVE, SVG
@@ -23,7 +23,7 @@ from sb3_valuegrad.held_out import stored_transitions
 from sb3_valuegrad.world_models.fitting import fit
 
 ENV, DEVICES = "HalfCheetah-v5", ("cpu", "cuda")
-HEAD = ["what", "batch", "cpu_ms", "gpu_ms", "cpu_to_gpu", "gpu", "versions"]
+HEAD: list[Any] = ["what", "batch", "CPU in ms", "GPU in ms", "CPU to GPU"]
 ONE_STEP: dict[str, Any] = {"target_estimator": "td", "target_horizon": 0, "real_ratio": 1.0}
 SYSTEMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "TD3 (SB3)": (TD3, {}),
@@ -93,23 +93,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="updates in one measurement")
+    parser.add_argument("--embed", type=Path, help="put the table into this page, at its <!-- results:gpu_speed -->")
     args = parser.parse_args()
     th.set_num_threads(1)
-    with (RESULTS / "gpu_speed.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEAD)
-        for batch_size, systems in ((256, SYSTEMS), (4096, ("SAC (SB3)", "DVPG", "MAAC"))):
-            steps = max(args.steps * 256 // batch_size, 2)
-            for what, batch, *taken in updates(batch_size, systems, args.repeats, steps):
-                write(writer, what, batch, taken)
-        for what, batch, *taken in ensemble(args.repeats):
-            write(writer, what, batch, taken)
+    rows = [HEAD]
+    for what, batch, *taken in measured(args.repeats, args.steps):
+        rows.append([what, batch, *(f"{ms:.2f}" for ms in taken), f"{taken[0] / taken[1]:.2f}"])
+        print(*rows[-1], flush=True)
+        # After each row: the machine may be lent, and the run be cut off.
+        command = f"python benchmarks/gpu_speed.py --repeats {args.repeats} --steps {args.steps} | {th.cuda.get_device_name()}"
+        write("gpu_speed", rows, command, args.embed)
 
 
-def write(writer: Any, what: str, batch: int, taken: list[float]) -> None:
-    row = [what, batch, *(f"{ms:.2f}" for ms in taken), f"{taken[0] / taken[1]:.2f}", th.cuda.get_device_name(), versions()]
-    writer.writerow(row)
-    print(*row[:-1], flush=True)
+def measured(repeats: int, steps: int) -> Iterator[list[Any]]:
+    yield from updates(256, SYSTEMS, repeats, steps)
+    yield from updates(4096, ("SAC (SB3)", "DVPG", "MAAC"), repeats, max(steps // 16, 2))
+    yield from ensemble(repeats)
 
 
 if __name__ == "__main__":
