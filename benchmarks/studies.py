@@ -345,6 +345,17 @@ def studies() -> dict[str, Study]:
                 ("pendulum-explicit", "InvertedPendulumExplicit-v5", {}, 10_000, {}),
             )
         },
+        # Does what it loses when its weights turn to the data come back?
+        "pathtracking-longer": Study(
+            "PathTracking-v0",
+            100_000,
+            1_000,
+            {name: mixed_policy_gradient("PathTracking-v0")[name] for name in ("MPG-v1, on-policy",)},
+            seeds=(0, 1, 2),
+            eval_env_kwargs={"early_reset": False},
+            stop=20_000,
+            errors=tracking,
+        ),
         # With eight vehicles, as in the authors' code, and as many errors as its Fig. 7.
         "pathtracking-authors": Study(
             "PathTrackingAuthorsUnits-v0",
