@@ -155,6 +155,28 @@ def test_networks_one_by_one(everything_is_large: list[int], shared_rows: bool, 
         assert actual.shape == expected.shape and actual.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("members", [None, 2])
+def test_many_rows_go_one_by_one_where_nothing_is_differentiated(members: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    one_by_one = ParallelMlp._one_by_one
+
+    def noted(*args: Any) -> th.Tensor:
+        called.append(1)
+        return one_by_one(*args)
+
+    monkeypatch.setattr(layers, "USES_ONEDNN", False)
+    monkeypatch.setattr(ParallelMlp, "_one_by_one", noted)
+    with seeded(0):
+        network, inputs = ParallelMlp(3, 5, 4, (200, 200), nn.SiLU), th.randn(700, 5)
+    expected = network(inputs, members)
+    assert not called and expected.requires_grad
+    with th.no_grad():
+        th.testing.assert_close(network(inputs, members), expected, rtol=1e-4, atol=1e-5)
+        assert len(called) == 1
+        th.testing.assert_close(network(inputs[:500], members), expected[:, :500], rtol=1e-4, atol=1e-5)
+    assert len(called) == 1
+
+
 @needs_onednn
 def test_who_keeps_to_pytorchs_own_products(everything_is_large: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     left, right, bias = matrices()

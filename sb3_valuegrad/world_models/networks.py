@@ -9,7 +9,6 @@ from torch import nn
 
 from sb3_valuegrad.layers import activate, is_large, product
 
-
 # Multiplications in a member's largest layer from which the members' hidden layers together leave the cache: with 200 units
 # between 400 and 800 rows (measured on an Intel processor, 0.77 to 0.86 of the time).
 MANY = 24 * 10**6
