@@ -11,7 +11,7 @@ from sb3_valuegrad.layers import activate, is_large, product
 
 # Multiplications in a member's largest layer from which the members' hidden layers together leave the cache: with 200 units
 # between 400 and 800 rows (measured on an Intel processor, 0.77 to 0.86 of the time).
-MANY = 24 * 10**6
+MANY_MULTIPLICATIONS = 24 * 10**6
 
 
 class ParallelMlp(nn.Module):
@@ -62,7 +62,7 @@ class ParallelMlp(nn.Module):
     @staticmethod
     def _is_better_one_by_one(multiplications: int, weight: th.Tensor) -> bool:
         # Where gradients are recorded, all members' hidden layers are kept anyway.
-        many = multiplications >= MANY and weight.device.type == "cpu" and not th.is_grad_enabled()
+        many = multiplications >= MANY_MULTIPLICATIONS and weight.device.type == "cpu" and not th.is_grad_enabled()
         return many or is_large(multiplications, weight)
 
     def _one_by_one(self, inputs: th.Tensor, layers: list[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
