@@ -1,10 +1,11 @@
-"""Does a critic know which way the action should go? Its slope in the action beside the simulator's, as a system learns.
+"""Does a critic know which way the action should go, and what lies beyond the edge of its data? As a system learns.
 
     python benchmarks/critic_slopes.py pathtracking "MPG-v1, on-policy" --seeds 0 --steps 6000
 
 Trains a system of a study and evaluates it every ``--every`` steps. In states of these evaluations, at the policy's actions,
 d Q/d a is compared with central differences of the return over ``HORIZON`` simulated steps (where the task truncates an
-episode, as the critic's targets have it). Appends to ``results/critic_slopes.csv``.
+episode, as the critic's targets have it). In the newest states where an episode was truncated, from which nothing was ever
+learned, Q is compared with the return of going on. Appends to ``results/critic_slopes.csv``.
 """
 
 import argparse
@@ -19,15 +20,16 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from studies import Study, make_model, studies
 
-from sb3_valuegrad.algorithms.targets import Evaluation, mve_value
+from sb3_valuegrad.algorithms.targets import Evaluation, longest_expansion, mve_value
 from sb3_valuegrad.diagnostics.isolation import undisturbed
 from sb3_valuegrad.world_models import Oracle
 
 HORIZON = 100
 STATES = 256
 CHANGE = 0.02  # of an action in [-1, 1], to either side
+NEWEST = 1000  # stored steps
 FIELDS = ["study", "system", "seed", "step", "return", "cosine", "share_uphill", "critic_slope", "true_slope", "value_error",
-          "versions"]  # fmt: skip
+          "share_truncated", "q_truncated", "simulated_truncated", "versions"]  # fmt: skip
 
 
 class Slopes:
@@ -36,6 +38,7 @@ class Slopes:
     def __init__(self, agent: Any, env_id: str):
         model = agent.world_model
         self.agent, self.simulator = agent, Oracle(model.obs_dim, model.action_dim, env_id=env_id)
+        self.evaluation = Evaluation(agent.actor, self.critic)
 
     def critic(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """By each critic, (L, N)."""
@@ -44,8 +47,7 @@ class Slopes:
     def simulated_return(self, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """The return of these first actions, (N,)."""
         step = self.simulator.step(obs, actions)
-        evaluation = Evaluation(self.agent.actor, self.critic)
-        value = mve_value(self.simulator, evaluation, step.next_obs, HORIZON - 1, self.agent.gamma)
+        value = mve_value(self.simulator, self.evaluation, step.next_obs, HORIZON - 1, self.agent.gamma)
         return step.reward + self.agent.gamma * (1 - step.done) * value
 
     def measure(self, obs: th.Tensor) -> list[float]:
@@ -61,6 +63,18 @@ class Slopes:
         cosine = th.nn.functional.cosine_similarity(slope, true, dim=1)
         lengths = [part.norm(dim=1).median() for part in (slope, true)]
         return [round(float(number), 3) for number in (cosine.mean(), (cosine > 0).float().mean(), *lengths, error)]
+
+    @th.no_grad()
+    def beyond(self) -> list[float]:
+        """Share of the newest stored steps that ended in a state where the task truncates an episode; medians of Q there, and
+        of the return of going on."""
+        buffer = self.agent.replay_buffer
+        newest = buffer.next_observations[max(buffer.pos - NEWEST, 0) : buffer.pos, 0]
+        obs = th.as_tensor(newest, dtype=th.float32)
+        cut = obs[self.simulator.cuts_off(obs)]
+        values = self.critic(cut, self.agent.actor(cut)).amin(0).median()
+        simulated = longest_expansion(self.simulator, self.evaluation, cut, HORIZON, self.agent.gamma)[0].median()
+        return [round(float(number), 3) for number in (len(cut) / len(obs), values, simulated)]
 
     def _difference(self, obs: th.Tensor, actions: th.Tensor, index: int) -> th.Tensor:
         """Central differences in one dimension of the action, (N,)."""
@@ -99,7 +113,7 @@ class Measure(BaseCallback):
             callback=lambda scope, _: seen.append(scope["new_observations"][0]),
         )
         obs = th.as_tensor(np.array(seen), dtype=th.float32)
-        found = self.slopes.measure(obs[th.randperm(len(obs))[:STATES]])
+        found = self.slopes.measure(obs[th.randperm(len(obs))[:STATES]]) + self.slopes.beyond()
         row = [*self.row, self.num_timesteps, round(np.mean(returns), 2), *found]
         append(RESULTS / "critic_slopes.csv", [*row, f"{versions()} {revision()}"])
         print(*(f"{name} {value}" for name, value in zip(FIELDS, row, strict=False)), flush=True)
