@@ -71,7 +71,10 @@ class Slopes:
         buffer = self.agent.replay_buffer
         newest = buffer.next_observations[max(buffer.pos - NEWEST, 0) : buffer.pos, 0]
         obs = th.as_tensor(newest, dtype=th.float32)
-        cut = obs[self.simulator.cuts_off(obs)]
+        truncates = self.simulator.cuts_off(obs)
+        if truncates is None or not truncates.any():
+            return [0.0, float("nan"), float("nan")]
+        cut = obs[truncates]
         values = self.critic(cut, self.agent.actor(cut)).amin(0).median()
         simulated = longest_expansion(self.simulator, self.evaluation, cut, HORIZON, self.agent.gamma)[0].median()
         return [round(float(number), 3) for number in (len(cut) / len(obs), values, simulated)]
